@@ -1,0 +1,1 @@
+"""What we claim, measured: one script a claim, run as `python -m benchmarks.<name>`."""

@@ -1,0 +1,110 @@
+"""An architecture: one candidate for each block of a space, and the files it is kept in."""
+
+import random
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dna_deploy.errors import RequestError
+from dna_deploy.files import read_json, write_json
+from dna_deploy.ops import Op
+from dna_deploy.plugins import find
+from dna_deploy.space import Candidate, SearchSpace
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SCHEMA = "dna-deploy/architecture/1"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network of a space. `candidates` holds one candidate for each block, in order."""
+
+    space: SearchSpace
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def ops(self) -> tuple[Op, ...]:
+        """The network as a list of ops: whatever it costs is a sum over this list."""
+        return tuple(op for candidate in self.candidates for op in candidate.ops)
+
+    @property
+    def macs(self) -> int:
+        return sum(op.macs for op in self.ops)
+
+    @property
+    def params(self) -> int:
+        return sum(op.params for op in self.ops)
+
+    @property
+    def text(self) -> str:
+        """The searched blocks only, such as `d2: k3e6 k5e3 | d1: k7e3 | ...`."""
+        searched = zip(self.space.blocks, self.candidates, strict=True)
+        return " | ".join(candidate.text for block, candidate in searched if block.size > 1)
+
+    @property
+    def key(self) -> str:
+        """Its text in latency tables: `mobile(96, 4): only: conv3 ds3 | d2: k3e6 k5e3 | ...`."""
+        everything = " | ".join(candidate.text for candidate in self.candidates)
+        return f"{self.space.name}({self.space.image_size}, {self.space.num_classes}): {everything}"
+
+    @staticmethod
+    def is_key(key: str) -> bool:
+        return "): " in key
+
+    @staticmethod
+    def parse(key: str) -> "Architecture":
+        """The architecture a key stands for; `parse(arch.key) == arch`."""
+        match = re.fullmatch(r"(.+)\((\d+), (\d+)\): (.+)", key)
+        if match is None:
+            raise RequestError(f"{key!r} is no network; expected for example 'mobile(96, 4): only: conv3 ds3 | d1: k3e6 | ...'")
+        space: SearchSpace = find("spaces", match[1]).at(int(match[2]), int(match[3]))
+        texts = match[4].split(" | ")
+        if len(texts) != len(space.blocks):
+            raise RequestError(f"{key!r} names {len(texts)} blocks; space {space.name} has {len(space.blocks)}")
+        return Architecture(space, tuple(block.candidate(text) for block, text in zip(space.blocks, texts, strict=True)))
+
+    def module(self) -> "nn.Sequential":
+        """The network, weights at random: one child a block, each a sequence of its ops."""
+        from torch import nn
+
+        network = nn.Sequential()
+        for block, candidate in zip(self.space.blocks, self.candidates, strict=True):
+            network.add_module(block.name, nn.Sequential(*(op.module() for op in candidate.ops)))
+        return network
+
+    def save(self, path: Path) -> None:
+        blocks = zip(self.space.blocks, self.candidates, strict=True)
+        named = {block.name: candidate.text for block, candidate in blocks}
+        write_json(path, _File(SCHEMA, self.space.name, self.space.image_size, self.space.num_classes, named))
+
+    @staticmethod
+    def load(path: Path) -> "Architecture":
+        file = read_json(path, _File)
+        if file.schema != SCHEMA:
+            raise RequestError(f"{path}: schema {file.schema!r}; this version reads {SCHEMA!r}")
+        space: SearchSpace = find("spaces", file.space).at(file.image_size, file.num_classes)
+        names = [block.name for block in space.blocks]
+        if list(file.blocks) != names:
+            raise RequestError(f"{path}: blocks {', '.join(file.blocks)}; space {space.name} has {', '.join(names)}")
+        return Architecture(space, tuple(block.candidate(file.blocks[block.name]) for block in space.blocks))
+
+
+@dataclass(frozen=True)
+class _File:
+    schema: str
+    space: str
+    image_size: int
+    num_classes: int
+    blocks: dict[str, str] = field(default_factory=dict)
+
+
+def sample(space: SearchSpace, rng: random.Random) -> Architecture:
+    """A network drawn uniformly: each block's cell first, then each layer's op."""
+    candidates = []
+    for block in space.blocks:
+        cell = rng.choice(block.cells)
+        candidates.append(Candidate(cell, tuple(rng.randrange(len(choices)) for choices in cell.layers)))
+    return Architecture(space, tuple(candidates))

@@ -1,0 +1,59 @@
+"""Checkpoints as safetensors: weights, the optimizer's state and how far training came, in one file without pickle."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dna_deploy.errors import RunError
+from dna_deploy.files import write_atomic
+
+
+def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, done: int) -> None:
+    """`done` counts finished epochs. Without an optimizer the file is final weights."""
+    tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
+    if optimizer is not None:
+        for place, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{place}/{name}": torch.as_tensor(value) for name, value in state.items()}
+    save_tensors(path, tensors, {"done": str(done)})
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> int:
+    """Fill `model` and `optimizer` from `path`; returns the finished epochs, 0 where there is no file yet."""
+    if not path.exists():
+        return 0
+    tensors, about = load_tensors(path)
+    state = {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()[:120]
+        raise RunError(f"{path}: weights of another network ({reason}); start a new run with --run NAME") from error
+    if optimizer is not None:
+        restored = optimizer.state_dict()
+        restored["state"] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer/"):
+                _, place, part = name.split("/")
+                restored["state"].setdefault(int(place), {})[part] = value
+        optimizer.load_state_dict(restored)
+    return int(about.get("done", "0"))
+
+
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    write_atomic(path, lambda temporary: save_file(plain, temporary, metadata=about))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise RunError(f"{path}: no weights there; run dna-search again, it goes on where it stopped") from None
+    except SafetensorError as error:
+        raise RunError(f"{path}: not readable weights ({error}); delete the file and run dna-search again") from error

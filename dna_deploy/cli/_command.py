@@ -1,0 +1,75 @@
+"""What the commands share: how a value is read, how an error is answered, how the result is printed."""
+
+import functools
+import json
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from dna_deploy import __version__
+from dna_deploy.errors import DnaError
+from profilers import ProfilerError
+
+_UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+
+
+class Latency(click.ParamType[float]):
+    """A latency with its unit, in milliseconds: 80ms, 1.5ms, 0.08s, 250us."""
+
+    name = "latency"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        match = re.fullmatch(r"(-?[0-9]+(?:\.[0-9]+)?)\s*([a-z]*)", str(value).strip())
+        if match is None or match[2] not in _UNITS_MS:
+            hint = f"; did you mean {match[1]}ms?" if match and not match[2] else ""
+            self.fail(f"{value!r} has no unit I know; expected for example 80ms, 1.5ms or 0.08s{hint}", param, ctx)
+        if float(match[1]) <= 0:
+            self.fail(f"{value!r}: a latency must be greater than zero", param, ctx)
+        return float(match[1]) * _UNITS_MS[match[2]]
+
+
+class Duration(click.ParamType[float]):
+    """A time span, in seconds: 90s, 2min."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(s|min)", str(value).strip())
+        if match is None or float(match[1]) <= 0:
+            self.fail(f"{value!r} is no time; expected for example 90s or 2min", param, ctx)
+        return float(match[1]) * (60 if match[2] == "min" else 1)
+
+
+def command(function: Callable[..., dict[str, Any]]) -> click.Command:
+    """A command from a recipe that returns its result; deliberate errors become one line and an exit code."""
+
+    @functools.wraps(function)
+    def run(as_json: bool, **values: Any) -> None:
+        try:
+            result = function(**values)
+        except (DnaError, ProfilerError) as error:
+            click.echo(f"error: {error}", err=True)
+            if as_json:
+                click.echo(json.dumps({"error": str(error), "exit_code": error.exit_code}))
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("\ninterrupted; what was finished is kept, the same command goes on from there", err=True)
+            sys.exit(130)
+        except OSError as error:
+            if error.errno != 28:  # ENOSPC, wherever it strikes
+                raise
+            click.echo("error: the disk is full; free some space and run the same command again, it goes on", err=True)
+            sys.exit(3)
+        if as_json:
+            click.echo(json.dumps(result))
+
+    described = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")(run)
+    settings = {"help_option_names": ["-h", "--help"], "show_default": True}
+    return click.version_option(__version__, prog_name="dna-deploy")(click.command(context_settings=settings)(described))

@@ -1,0 +1,285 @@
+"""Labelled images: where they come from, how they are split, and the batches they are handed out in."""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dna_deploy.errors import DataError, MachineError
+from dna_deploy.files import read_json, write_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+CACHE_BYTES = 1 << 30  # decoded images are kept in memory up to this much
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+TEST_SHARE, HELD_OUT_SHARE = 0.25, 0.15  # of all images; of those left for training
+
+
+@dataclass(frozen=True)
+class Source:
+    """A labelled set: `open(i)` decodes image i as a PIL image. `fixed_test` where its publisher named a test set."""
+
+    name: str
+    classes: tuple[str, ...]
+    labels: tuple[int, ...]
+    open: Callable[[int], Any]
+    fixed_test: frozenset[int] = frozenset()
+    licence: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(set(self.labels)) < 2:
+            raise DataError(f"{self.name}: all {len(self.labels)} images are of one class; expected at least two")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Indices into the source: `train` teaches, `held_out` rates and chooses, `test` only gives final figures."""
+
+    source: str
+    images: int
+    train: list[int]
+    held_out: list[int]
+    test: list[int]
+
+
+def split(source: Source, seed: int = 0) -> Split:
+    """A stratified split; always the same for the same labels and seed."""
+    from sklearn.model_selection import train_test_split
+
+    everything, labels = range(len(source.labels)), source.labels
+    smallest = min(labels.count(label) for label in set(labels))
+    if smallest < 4:
+        raise DataError(f"{source.name}: a class has only {smallest} images; expected at least 4 to split them")
+
+    def divide(indices: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
+        kinds = [labels[i] for i in indices]
+        size = max(round(share * len(indices)), len(set(labels)))
+        rest, part = train_test_split(list(indices), test_size=size, stratify=kinds, random_state=seed)
+        return sorted(rest), sorted(part)
+
+    if source.fixed_test:
+        rest, test = sorted(set(everything) - source.fixed_test), sorted(source.fixed_test)
+    else:
+        rest, test = divide(everything, TEST_SHARE, seed)
+    train, held_out = divide(rest, HELD_OUT_SHARE, seed + 1)
+    return Split(source.name, len(labels), train, held_out, test)
+
+
+def save_split(path: Path, made: Split) -> None:
+    write_json(path, made)
+
+
+def load_split(path: Path, source: Source) -> Split:
+    found = read_json(path, Split)
+    if (found.source, found.images) != (source.name, len(source.labels)):
+        raise DataError(
+            f"{path}: a split of {found.images} images of {found.source}; {source.name} now has {len(source.labels)}: "
+            "restore the data, or start a new run with --run NAME"
+        )
+    return found
+
+
+class Images:
+    """Some images of a source at one size, as uint8 batches (N, 3, size, size); decoded once where memory allows."""
+
+    def __init__(self, source: Source, indices: Sequence[int], size: int) -> None:
+        self.source, self.indices, self.size = source, list(indices), size
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @cached_property
+    def labels(self) -> "torch.Tensor":
+        import torch
+
+        return torch.tensor([self.source.labels[index] for index in self.indices])
+
+    def batch(self, places: Sequence[int]) -> "torch.Tensor":
+        """Images at these places (0 to len - 1)."""
+        import torch
+
+        if self._cached is not None:
+            return self._cached[torch.as_tensor(places)]
+        with ThreadPoolExecutor(4) as pool:
+            return torch.from_numpy(_stack(list(pool.map(lambda place: self._decode(self.indices[place]), places))))
+
+    @cached_property
+    def _cached(self) -> "torch.Tensor | None":
+        import torch
+
+        if len(self) * 3 * self.size**2 > CACHE_BYTES:
+            return None
+        with ThreadPoolExecutor(4) as pool:
+            return torch.from_numpy(_stack(list(pool.map(self._decode, self.indices))))
+
+    def _decode(self, index: int) -> "np.ndarray[Any, Any]":
+        """One image: RGB, the shorter side scaled to `size`, the centre cut out; uint8 (3, size, size)."""
+        import numpy as np
+        from PIL import Image
+
+        try:
+            image = self.source.open(index).convert("RGB")
+        except OSError as error:  # PIL's errors descend from it
+            raise DataError(f"{error or 'an image cannot be read'}; remove or replace the file") from error
+        scale = self.size / min(image.size)
+        width, height = (max(self.size, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - self.size) // 2, (height - self.size) // 2
+        image = image.crop((left, top, left + self.size, top + self.size))
+        pixels: np.ndarray[Any, Any] = np.asarray(image).transpose(2, 0, 1)
+        return pixels
+
+
+def _stack(arrays: "list[np.ndarray[Any, Any]]") -> "np.ndarray[Any, Any]":
+    import numpy as np
+
+    return np.stack(arrays)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From pixels 0..255 to what the network takes: (pixel / 255 - mean) / std, one value a channel."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, batch: "torch.Tensor") -> "torch.Tensor":
+        """uint8 (N, 3, H, W) -> float32, channels last, which is the faster layout for convolutions on a CPU."""
+        import torch
+
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) * 255 for values in (self.mean, self.std))
+        return batch.float().sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+
+
+def augmented(batch: "torch.Tensor", seed: int) -> "torch.Tensor":
+    """Each image mirrored at random and shifted by up to an eighth, its border repeated; the same for the same seed."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    count, _, height, width = batch.shape
+    reach = max(1, height // 8)
+    mirrored = torch.where((torch.rand(count, generator=generator) < 0.5).view(-1, 1, 1, 1), batch.flip(-1), batch)
+    shifts = torch.randint(-reach, reach + 1, (2, count, 1), generator=generator)
+    rows = (torch.arange(height) + shifts[0]).clamp_(0, height - 1)
+    columns = (torch.arange(width) + shifts[1]).clamp_(0, width - 1)
+    return mirrored[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def epoch_batches(count: int, size: int, seed: int, epoch: int) -> "list[list[int]]":
+    """The shuffled batches of one epoch, the last incomplete one left out; the same for the same seed and epoch."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(count, generator=generator).tolist()
+    size = min(size, count)
+    return [order[start : start + size] for start in range(0, count - size + 1, size)]
+
+
+def open_source(spec: str) -> Source:
+    """The data set `spec` names: `elpv`, `digits`, a folder with one folder a class, or a name timm.data reads."""
+    if spec in _KNOWN:
+        return _KNOWN[spec]()
+    if Path(spec).is_dir():
+        return _folder(Path(spec))
+    if "/" in spec and not spec.startswith((".", "/")):
+        return _timm(spec)
+    raise DataError(
+        f"--data {spec}: no such folder; expected a folder with one folder a class, one of {', '.join(_KNOWN)}, "
+        "or a timm data set such as hfds/NAME, torch/cifar10 or wds/..."
+    )
+
+
+def _folder(root: Path) -> Source:
+    """root/CLASS/*, or root/train/CLASS/* and root/test/CLASS/* (val works as test) where the publisher split it."""
+    parts = {part.name: part for part in root.iterdir() if part.is_dir()}
+    test = parts.get("test", parts.get("val"))
+    roots = [parts["train"], test] if "train" in parts and test else [root]
+    classes = sorted({folder.name for part in roots for folder in part.iterdir() if folder.is_dir()})
+    files: list[Path] = []
+    labels: list[int] = []
+    fixed: set[int] = set()
+    for part in roots:
+        for label, name in enumerate(classes):
+            for file in sorted((part / name).rglob("*")):
+                if file.suffix.lower() in SUFFIXES:
+                    if part is test:
+                        fixed.add(len(files))
+                    files.append(file)
+                    labels.append(label)
+    if not files:
+        raise DataError(f"{root}: no images; expected one folder a class with {', '.join(SUFFIXES[:4])} files in them")
+
+    def open_file(index: int) -> Any:
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            image = Image.open(files[index])
+            image.load()
+            return image
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+            raise OSError(f"{files[index]}: not a readable image ({type(error).__name__})") from error
+
+    return Source(str(root), tuple(classes), tuple(labels), open_file, frozenset(fixed))
+
+
+def _elpv() -> Source:
+    """Photographs of solar cells by electroluminescence: mono- or polycrystalline, working or defective."""
+    found = importlib.util.find_spec("elpv_dataset")
+    if found is None or found.origin is None:
+        raise MachineError('the solar cell images are not installed: pip install -e ".[demo]"')
+    folder = Path(found.origin).parent / "data"
+    classes = ("mono-defective", "mono-functional", "poly-defective", "poly-functional")
+    files, labels = [], []
+    for line in (folder / "labels.csv").read_text(encoding="utf-8").splitlines():
+        file, probability, kind = line.split()
+        files.append(folder / file)
+        labels.append(classes.index(f"{kind}-{'defective' if float(probability) > 0.5 else 'functional'}"))
+
+    def open_file(index: int) -> Any:
+        from PIL import Image
+
+        return Image.open(files[index])
+
+    licence = "CC BY-NC-SA 4.0 (Deitsch et al., elpv-dataset): not for commercial use"
+    return Source("elpv", classes, tuple(labels), open_file, licence=licence)
+
+
+def _digits() -> Source:
+    """scikit-learn's 1,797 handwritten digits of 8x8 pixels: for tests and first tries, nothing to download."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+
+    def open_array(index: int) -> Any:
+        import numpy as np
+        from PIL import Image
+
+        return Image.fromarray((found.images[index] * 15.9).astype(np.uint8)).resize((32, 32))
+
+    return Source("digits", tuple("0123456789"), tuple(int(label) for label in found.target), open_array)
+
+
+def _timm(spec: str) -> Source:
+    """What timm's create_dataset reads: `hfds/NAME`, `torch/NAME`, `wds/...`, `tfds/NAME`."""
+    from timm.data import create_dataset
+
+    parts = {}
+    for name in ("train", "validation"):
+        try:
+            parts[name] = create_dataset(spec, root=None, split=name)
+        except Exception as error:  # each backend has errors of its own
+            if name == "train":
+                raise DataError(f"--data {spec}: timm cannot open it ({error})") from error
+    samples = [(part, index, name == "validation") for name, part in parts.items() for index in range(len(part))]
+    labels = [int(part[index][1]) for part, index, _ in samples]
+    fixed = frozenset(place for place, (_, _, is_test) in enumerate(samples) if is_test)
+    classes = tuple(str(label) for label in range(max(labels) + 1))
+    return Source(spec, classes, tuple(labels), lambda i: samples[i][0][samples[i][1]][0], fixed)
+
+
+_KNOWN: dict[str, Callable[[], Source]] = {"elpv": _elpv, "digits": _digits}

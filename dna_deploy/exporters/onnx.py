@@ -1,0 +1,105 @@
+"""ONNX: one file with the weights inside, dynamic batch, BatchNorm folded, its input contract as metadata."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dna_deploy.errors import CheckFailed, MachineError
+from dna_deploy.exporters._exporter import Contract, Exporter
+from dna_deploy.files import write_atomic
+from dna_deploy.graph import OPSET
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+    from torch import nn
+
+LIMIT_BYTES = 2_000_000_000  # of one protobuf file
+TRAINING_ONLY = ("Dropout", "BatchNormalization")
+SCOPES = "pkg.torch.onnx.name_scopes"  # which module a node came from: the one piece of the exporter's metadata we keep
+
+
+def export(network: "nn.Module", contract: Contract, path: Path) -> None:
+    import copy
+
+    import torch
+
+    network = copy.deepcopy(network).cpu().eval()
+    size = 4 * sum(weight.numel() for weight in network.parameters())
+    if size > LIMIT_BYTES:
+        raise CheckFailed(f"{path}: {size / 1e9:.1f} GB of weights do not fit into one ONNX file (2 GB)")
+    example = torch.zeros(2, 3, contract.image_size, contract.image_size)
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations; what it wrote is checked below and run after
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            network,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["input"],
+            output_names=["output"],
+            dynamic_shapes=({0: batch},),
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    clean(model)
+    for key, value in contract.metadata.items():
+        model.metadata_props.add(key=key, value=value)
+    check(model, path)
+    write_atomic(path, lambda temporary: temporary.write_bytes(model.SerializeToString(deterministic=True)))
+
+
+def clean(model: "onnx.ModelProto") -> None:
+    """Remove what the exporter noted about the machine it ran on: stack traces, file names, its own bookkeeping."""
+    graph = model.graph
+    model.doc_string = graph.doc_string = ""
+    del model.metadata_props[:], graph.metadata_props[:]
+    for part in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        part.doc_string = ""
+        kept = [(entry.key, entry.value) for entry in part.metadata_props if entry.key == SCOPES]
+        del part.metadata_props[:]
+        for key, value in kept:
+            part.metadata_props.add(key=key, value=value)
+
+
+def check(model: "onnx.ModelProto", path: Path) -> None:
+    """What must hold of every file we hand over; a violation is a failed export, not a remark."""
+    import onnx
+
+    onnx.checker.check_model(model, full_check=True)
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if opset != OPSET:
+        raise CheckFailed(f"{path}: the exporter wrote opset {opset}, asked for {OPSET}")
+    training = [node.name for node in model.graph.node if node.op_type in TRAINING_ONLY]
+    if training:
+        raise CheckFailed(f"{path}: {len(training)} nodes belong to training, such as {training[0]}")
+    content = model.SerializeToString()
+    for place in {str(Path.home()), str(Path.cwd()), sys.prefix} - {"/"}:
+        if place.encode() in content:
+            raise CheckFailed(f"{path}: names the folder {place} of this machine")
+
+
+def load(path: Path) -> "Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]":
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MachineError("ONNX Runtime is not installed: pip install onnxruntime") from None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+
+    def run(images: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+        output: np.ndarray[Any, Any] = session.run(["output"], {"input": images})[0]
+        return output
+
+    return run
+
+
+EXPORTER = Exporter("onnx", ".onnx", export, load)

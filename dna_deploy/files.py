@@ -1,0 +1,92 @@
+"""Files that survive: strict JSON in and out of dataclasses, atomic writes, append-only lines."""
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dna_deploy.errors import MachineError, RequestError
+
+T = TypeVar("T")
+
+
+def parse(kind: type[T], values: object, where: str) -> T:
+    """`values` as the dataclass `kind`: every field of the right type, none missing, none unknown."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    kind.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[attr-defined]
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the whole"
+        raise RequestError(f"{where}: {field}: {first['msg']} (got {str(first['input'])[:60]!r})") from None
+
+
+def read_json(path: Path, kind: type[T]) -> T:
+    """The JSON object in `path` as the dataclass `kind`."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RequestError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path}: not JSON ({error}); was it cut off or edited?") from None
+    return parse(kind, values, str(path))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value`, a dataclass or plain values, as indented JSON."""
+    plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+    write_text(path, json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """`write` fills a temporary file beside `path`, which then takes its place: a reader sees the old or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        with disk_errors(path):
+            write(temporary)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class disk_errors:
+    """Turn a full or read-only disk into one line that names the file; everything written before stays."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        # safetensors reports a full disk as an error of its own, with the errno only in the text
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if full or (error is not None and "No space left on device" in str(error)):
+            raise MachineError(f"{self.path}: the disk is full; free some space and run the same command again") from error
+        if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
+            raise RequestError(f"{self.path}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,30 @@
+"""The ops networks are made of, one file each; `parse` reads an op back from its key."""
+
+import dataclasses
+import re
+
+from dna_deploy.errors import RequestError
+from dna_deploy.ops._op import Op
+from dna_deploy.plugins import find, names
+
+__all__ = ["Op", "parse"]
+
+_KEY = re.compile(r"(\w+)\((.*)\)")
+
+
+def parse(key: str) -> Op:
+    """The op a key stands for; `parse(op.key) == op`."""
+    match = _KEY.fullmatch(key)
+    if not match or match[1] not in names("ops"):
+        raise RequestError(f"{key!r} is no op key; expected for example 'conv(hw=224, cin=3, cout=32, kernel=3)'")
+    kind = find("ops", match[1])
+    types: dict[str, type] = {field.name: field.type for field in dataclasses.fields(kind) if isinstance(field.type, type)}
+    values: dict[str, object] = {}
+    try:
+        for item in filter(None, match[2].split(", ")):
+            name, text = item.split("=")
+            values[name] = types[name](text)
+        op: Op = kind(**values)
+    except (ValueError, KeyError, TypeError):
+        raise RequestError(f"{key!r} does not fit {match[1]}({', '.join(types)})") from None
+    return op

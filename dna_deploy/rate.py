@@ -1,0 +1,93 @@
+"""Rate every candidate of every block: how well does it imitate its part of the teacher, with its own BatchNorm statistics.
+
+The candidates of a block form a tree of shared beginnings, walked depth-first: each beginning is computed once. A
+BatchNorm trained under random neighbours has statistics of none of them, so in the walk every layer is normalised by
+those of the images it is rated on (labels are not used, and the test set is never seen).
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+from dna_deploy.data import Images
+from dna_deploy.progress import bar
+from dna_deploy.ratings import Rating
+from dna_deploy.space import Candidate, Cell
+from dna_deploy.supernet import PieceSupernet, Supernet
+from dna_deploy.teacher import Teacher
+
+
+def rate(supernet: Supernet, teacher: Teacher, images: Images, places: Sequence[int], batch: int = 64) -> list[Rating]:
+    """The ratings of every candidate of every searched block, averaged over batches of the images at `places`."""
+    device = next(supernet.parameters()).device
+    batches = [places[start : start + batch] for start in range(0, len(places), batch)]
+    sums: dict[tuple[str, str], list[float]] = {}
+    total = sum(part.piece.block.size for part in _searched(supernet)) * len(batches)
+    supernet.train()  # BatchNorm by the batch's own statistics
+    with torch.no_grad(), frozen_statistics(supernet), bar("rating every candidate", total) as advance:
+        for some in batches:
+            image = teacher.preprocessing(images.batch(some)).to(device)
+            features = teacher.features(image)
+            for part, into, target in zip(supernet.pieces, [image, *features[:-1]], features, strict=True):
+                if part.piece.block.size == 1:
+                    continue
+                for candidate, y in outputs(part, into):
+                    share = len(some) / len(places)
+                    found = sums.setdefault((part.piece.block.name, candidate.text), [0.0, 0.0])
+                    for place, score in enumerate(scores(y, target)):
+                        found[place] += share * score
+                    advance(1)
+    return [Rating(block, text, l1, nsr) for (block, text), (l1, nsr) in sums.items()]
+
+
+def outputs(part: PieceSupernet, x: torch.Tensor) -> Iterator[tuple[Candidate, torch.Tensor]]:
+    """Every candidate of a piece with its output for the features `x`, each shared beginning computed once."""
+    piece = part.piece
+    x = part.enter(x)
+    for depth, op in enumerate(piece.before):
+        x = part.op(depth, op)(x)
+
+    def walk(x: torch.Tensor, chosen: tuple[int, ...], cells: Sequence[Cell]) -> Iterator[tuple[Candidate, torch.Tensor]]:
+        depth = len(chosen)
+        for cell in cells:
+            if len(cell.layers) == depth:
+                y = x
+                for behind, op in enumerate(piece.after, len(piece.before) + depth):
+                    y = part.op(behind, op)(y)
+                yield Candidate(cell, chosen), part.leave[cell.name](y)
+        deeper = [cell for cell in cells if len(cell.layers) > depth]
+        for choices in dict.fromkeys(cell.layers[depth] for cell in deeper):
+            sharing = [cell for cell in deeper if cell.layers[depth] == choices]
+            for index, op in enumerate(choices):
+                yield from walk(part.op(len(piece.before) + depth, op)(x), (*chosen, index), sharing)
+
+    yield from walk(x, (), piece.block.cells)
+
+
+def scores(y: torch.Tensor, target: torch.Tensor) -> tuple[float, float]:
+    """(relative L1, noise-to-signal ratio) of an output against the teacher's features."""
+    dims = [0, *range(2, target.ndim)]
+    difference = y - target
+    l1 = difference.abs().mean() / target.std()
+    nsr = (difference.square().mean(dims) / (target.var(dims, correction=0) + 1e-6)).mean()
+    return float(l1), float(nsr)
+
+
+class frozen_statistics:
+    """Normalise by each batch's own statistics without touching the running ones."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+
+    def __enter__(self) -> None:
+        for norm in self.norms:
+            norm.track_running_stats = False
+
+    def __exit__(self, *error: object) -> None:
+        for norm in self.norms:
+            norm.track_running_stats = True
+
+
+def _searched(supernet: Supernet) -> list[PieceSupernet]:
+    return [part for part in supernet.pieces if part.piece.block.size > 1]

@@ -1,0 +1,183 @@
+"""The run folder: what each stage leaves, and so what is still to do.
+
+runs/NAME/                 one teacher, data set and space; serves every device and budget
+    run.json               what was asked for
+    split.json             which images train, rate and test
+    teacher.safetensors    the teacher as it teaches, and its accuracy in teacher.json
+    supernet.safetensors   the block-wise trained candidates
+    ratings.jsonl          how well each candidate imitates its part of the teacher
+    DEVICE-BUDGET/         one network found
+        architecture.json  pick.json  front.csv  front.png
+        student.safetensors  student.json
+        export/            what dna-export wrote
+"""
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dna_deploy.errors import RunError
+from dna_deploy.files import read_json, write_json
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the ratings of a run depend on. A run is of one `Asked`; another one needs another run."""
+
+    teacher: str
+    teacher_weights: str | None
+    cut: list[str]
+    data: str
+    space: str
+    image_size: int
+    teacher_epochs: int
+    distill_epochs: int
+    distill_batch: int
+    rating_images: int
+    seed: int
+    schema: str = "dna-deploy/run/1"
+
+
+@dataclass(frozen=True)
+class Picked:
+    """The network found for one device and budget, and what was known of it before it was trained."""
+
+    device: str
+    table: str
+    budget_ms: float
+    predicted_ms: float
+    score: float  # sum over blocks of the logarithm of the relative L1; lower is better
+    macs: int
+    params: int
+    macs_rival: str  # what choosing by multiply-adds alone would have given: the largest network that fits
+    schema: str = "dna-deploy/pick/1"
+
+
+@dataclass(frozen=True)
+class Student:
+    """The found network after its training."""
+
+    test_accuracy: float
+    teacher_test_accuracy: float
+    test_images: int
+    epochs: int
+    measured_ms: float | None  # whole network on the device, where it is at hand
+    measured_low_ms: float | None
+    measured_high_ms: float | None
+    schema: str = "dna-deploy/student/1"
+
+
+@dataclass(frozen=True)
+class TeacherReport:
+    test_accuracy: float
+    classes: list[str]
+    mean: list[float]
+    std: list[float]
+    cuts: list[str | None]
+    schema: str = "dna-deploy/teacher/1"
+
+
+@dataclass(frozen=True)
+class Run:
+    folder: Path
+
+    @property
+    def split(self) -> Path:
+        return self.folder / "split.json"
+
+    @property
+    def teacher(self) -> Path:
+        return self.folder / "teacher.safetensors"
+
+    @property
+    def teacher_report(self) -> Path:
+        return self.folder / "teacher.json"
+
+    @property
+    def supernet(self) -> Path:
+        return self.folder / "supernet.safetensors"
+
+    @property
+    def ratings(self) -> Path:
+        return self.folder / "ratings.jsonl"
+
+    @property
+    def asked(self) -> Asked:
+        return read_json(self.folder / "run.json", Asked)
+
+    def pick(self, device: str, budget_ms: float) -> "Pick":
+        return Pick(self.folder / f"{_plain(device)}-{budget_ms:g}ms")
+
+
+@dataclass(frozen=True)
+class Pick:
+    folder: Path
+
+    @property
+    def run(self) -> Run:
+        return Run(self.folder.parent)
+
+    @property
+    def architecture(self) -> Path:
+        return self.folder / "architecture.json"
+
+    @property
+    def picked(self) -> Path:
+        return self.folder / "pick.json"
+
+    @property
+    def front(self) -> Path:
+        return self.folder / "front.csv"
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "student.safetensors"
+
+    @property
+    def student(self) -> Path:
+        return self.folder / "student.json"
+
+    @property
+    def export(self) -> Path:
+        return self.folder / "export"
+
+
+def open_run(name: str | None, asked: Asked) -> Run:
+    """The run of that name (or path), made where it does not exist; refused where it was asked something else."""
+    name = name or f"{_plain(Path(asked.data).name)}-{_plain(Path(asked.space).stem)}-{asked.image_size}px"
+    folder = Path(name) if "/" in name else RUNS / name
+    file = folder / "run.json"
+    if not file.exists():
+        write_json(file, asked)
+        return Run(folder)
+    before = read_json(file, Asked)
+    for key, value in asdict(asked).items():
+        if (then := getattr(before, key)) != value:
+            flag = "--" + key.replace("_", "-")
+            raise RunError(f"{folder}: was made with {flag} {then}, now asked for {value}; choose another --run NAME")
+    return Run(folder)
+
+
+def find_pick(name: str | None) -> Pick:
+    """The network to export: a pick folder, the newest pick of a run, or the newest of all where `name` is None."""
+    if name is not None:
+        folder = Path(name) if "/" in name or Path(name).is_dir() else RUNS / name
+        if not folder.is_dir():
+            raise RunError(f"--run {name}: no such run; there are: {', '.join(_runs()) or 'none, run dna-search first'}")
+    else:
+        folder = RUNS
+    found = [folder / "pick.json", *folder.glob("*/pick.json"), *folder.glob("*/*/pick.json")]
+    found = [file for file in found if file.is_file()]
+    if not found:
+        raise RunError(f"{folder}: no found network in it; run dna-search first")
+    return Pick(max(found, key=lambda file: file.stat().st_mtime).parent)
+
+
+def _runs() -> list[str]:
+    return sorted(file.parent.name for file in RUNS.glob("*/run.json"))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-.") or "run"

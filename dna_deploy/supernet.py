@@ -1,0 +1,144 @@
+"""The supernet: for each piece of the teacher, every op of every layer of the blocks that imitate it, with weights."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from dna_deploy.arch import Architecture
+from dna_deploy.errors import TeacherError
+from dna_deploy.ops import Op
+from dna_deploy.space import Block, Candidate, SearchSpace
+from dna_deploy.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What is trained on its own between two cuts: a searched block, with blocks without choices around it if need be."""
+
+    before: tuple[Op, ...]
+    block: Block
+    after: tuple[Op, ...]
+    channels_in: int  # of the teacher's features that go in; 3 for the image
+    channels_out: int  # and of those it imitates; the number of classes for the last
+
+    def ops(self, candidate: Candidate) -> tuple[Op, ...]:
+        return (*self.before, *candidate.ops, *self.after)
+
+
+def pieces(space: SearchSpace, teacher: Teacher) -> tuple[Piece, ...]:
+    """The space divided where the teacher is cut."""
+    made: list[Piece] = []
+    waiting: list[Block] = []
+    width = 3
+    for block, place in zip(space.blocks, (*teacher.cuts, None), strict=True):
+        waiting.append(block)
+        last = block is space.blocks[-1]
+        if place is None and not last:
+            continue
+        searched = [at for at, part in enumerate(waiting) if part.size > 1] or [0]
+        if len(searched) > 1:
+            names = ", ".join(waiting[at].name for at in searched)
+            raise TeacherError(f"blocks {names} have choices but no cut of the teacher between them; give --cut")
+        at = searched[0]
+        single = [tuple(op for part in side for op in next(part.candidates()).ops) for side in (waiting[:at], waiting[at + 1 :])]
+        out = space.num_classes if last else place.channels if place is not None else 0
+        made.append(Piece(single[0], waiting[at], single[1], width, out))
+        waiting, width = [], out
+    return tuple(made)
+
+
+class PieceSupernet(nn.Module):
+    """All candidates of one piece. Cells share the weights of the ops they have in common at the same depth.
+
+    Where the student's width differs from the teacher's, a 1x1 adapter stands at that edge while training, so that the
+    ops themselves have the shapes that are deployed; `build` folds the adapters away.
+    """
+
+    def __init__(self, piece: Piece) -> None:
+        super().__init__()
+        self.piece = piece
+        self.ops = nn.ModuleList()
+        self._index: dict[tuple[int, Op], int] = {}
+        depths = [(*((op,) for op in piece.before), *cell.layers, *((op,) for op in piece.after)) for cell in piece.block.cells]
+        for layers in depths:
+            for depth, choices in enumerate(layers):
+                for op in choices:
+                    if (depth, op) not in self._index:
+                        self._index[depth, op] = len(self.ops)
+                        self.ops.append(op.module())
+        first, last = depths[0][0][0], [layers[-1][0] for layers in depths]
+        self.enter = _adapter(piece.channels_in, first.cin)
+        scores = len(last[0].out_shape) == 1  # the last piece ends in class scores, which need no adapter
+        leaves = [nn.Identity() if scores else _adapter(op.cout, piece.channels_out) for op in last]
+        self.leave = nn.ModuleDict(dict(zip((cell.name for cell in piece.block.cells), leaves, strict=True)))
+
+    def op(self, depth: int, op: Op) -> nn.Module:
+        return self.ops[self._index[depth, op]]
+
+    def forward(self, x: torch.Tensor, candidate: Candidate) -> torch.Tensor:
+        """(N, channels_in, H, W), the teacher's features -> its next ones, (N, channels_out, H', W') or logits."""
+        x = self.enter(x)
+        for depth, op in enumerate(self.piece.ops(candidate)):
+            x = self.op(depth, op)(x)
+        y: torch.Tensor = self.leave[candidate.cell.name](x)
+        return y
+
+
+class Supernet(nn.Module):
+    """Every piece of a space under one teacher."""
+
+    def __init__(self, space: SearchSpace, teacher: Teacher) -> None:
+        super().__init__()
+        self.space = space
+        self.parts = nn.ModuleList(PieceSupernet(piece) for piece in pieces(space, teacher))
+        self.to(memory_format=torch.channels_last)
+
+    @property
+    def pieces(self) -> list[PieceSupernet]:
+        """The parts in the order of the network."""
+        return [part for part in self.parts if isinstance(part, PieceSupernet)]
+
+    def build(self, arch: Architecture) -> nn.Sequential:
+        """The network of `arch` with the weights its ops learned in their blocks, adapters folded into them."""
+        network = arch.module().to(memory_format=torch.channels_last)
+        modules = [module for block in network.children() for module in block.children()]
+        ops = arch.ops
+        at, arriving = 0, None
+        for part, candidate in zip(self.pieces, self._chosen(arch), strict=True):
+            own = part.piece.ops(candidate)
+            for depth, op in enumerate(own):
+                assert ops[at + depth] == op
+                modules[at + depth].load_state_dict(part.op(depth, op).state_dict())
+            if arriving is not None:
+                _fold(own[0], modules[at], arriving, part.enter)
+            at, arriving = at + len(own), part.leave[candidate.cell.name]
+        return network
+
+    def _chosen(self, arch: Architecture) -> list[Candidate]:
+        by_name = {block.name: candidate for block, candidate in zip(arch.space.blocks, arch.candidates, strict=True)}
+        return [by_name[part.piece.block.name] for part in self.pieces]
+
+
+def _adapter(width: int, wanted: int) -> nn.Module:
+    if width == wanted:
+        return nn.Identity()
+    conv = nn.Conv2d(width, wanted, 1)
+    nn.init.orthogonal_(conv.weight)  # keeps the scale of the features it passes on
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    return conv
+
+
+def _fold(op: Op, module: nn.Module, leave: nn.Module, enter: nn.Module) -> None:
+    """Put the two adapters of an edge, student -> teacher -> student width, into the first op behind it.
+
+    An op that cannot take them exactly starts without them and learns the difference in the training that follows.
+    """
+    if isinstance(leave, nn.Identity) and isinstance(enter, nn.Identity):
+        return
+    weight, bias = torch.eye(op.cin), torch.zeros(op.cin)
+    for adapter in (leave, enter):
+        if isinstance(adapter, nn.Conv2d) and adapter.bias is not None:
+            kernel = adapter.weight.detach().cpu().flatten(1)
+            weight, bias = kernel @ weight, kernel @ bias + adapter.bias.detach().cpu()
+    op.absorb(module, weight, bias)

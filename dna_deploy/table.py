@@ -1,0 +1,260 @@
+"""Latency tables: JSON Lines, one file a target, a header line and then one measured op or network a line.
+
+A measured table grows by one `Visit` row for each visit as it is taken, so that an interrupted session loses nothing;
+`compact` then gathers the visits of each op into one `Row`, which shows the figures to a reader and keeps every sample.
+What counts on loading are the samples. A `Published` row carries what others measured, of which only figures exist.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dna_deploy.errors import RequestError, TableError
+from dna_deploy.files import disk_errors, parse, write_atomic
+from profilers import Device, Measurement, Visit, drift_of_rounds, summarize
+
+SCHEMA = "dna-deploy/latency-table/1"
+SHIPPED = Path(__file__).parent.parent / "latency_tables"
+OWN = Path("latency_tables")  # in the folder the command runs in; in a checkout the two are one
+
+
+@dataclass(frozen=True)
+class Header:
+    target: str  # the device's name
+    about: str  # what was measured, for a reader
+    device: dict[str, str | int | None]  # the Device it was measured on, or what is known of it
+    environment: dict[str, str | int | float | None]  # what decides the numbers: a session in another one is refused
+    source: str | None = None  # of a published table: where the numbers come from
+    licence: str | None = None
+    schema: str = SCHEMA
+
+
+@dataclass(frozen=True)
+class Session:
+    """Rounds measured in one go; the visits from `first_round` on belong to it."""
+
+    session: str  # when it began, UTC
+    first_round: int
+    anchors: list[str]
+    load_before: float | None = None  # the machine's one-minute load average
+
+
+@dataclass(frozen=True)
+class VisitRow:
+    key: str
+    round: int
+    ns: list[int]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One op or network, its figures first (milliseconds), then its samples: {round: nanoseconds of each run}."""
+
+    key: str
+    latency_ms: float
+    low_ms: float
+    high_ms: float | None  # None: fewer than six rounds, so no interval
+    median_ms: float
+    p90_ms: float
+    n: int
+    ns: dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class Published:
+    key: str
+    latency_ms: float
+    std_ms: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """What is known of one target: a measurement for each key, an op's or a whole network's."""
+
+    path: Path
+    header: Header
+    measurements: Mapping[str, Measurement]
+    sessions: tuple[Session, ...] = ()
+    visits: Mapping[str, tuple[Visit, ...]] = field(default_factory=dict, repr=False)
+    drift: Mapping[int, float] = field(default_factory=dict, repr=False)
+
+    @property
+    def published(self) -> bool:
+        return self.header.source is not None
+
+    @property
+    def next_round(self) -> int:
+        return 1 + max((visit.round for visits in self.visits.values() for visit in visits), default=-1)
+
+    @staticmethod
+    def load(path: Path) -> "LatencyTable":
+        header, rows = _read(path)
+        sessions = tuple(row for row in rows if isinstance(row, Session))
+        visits: dict[str, list[Visit]] = {}
+        measurements: dict[str, Measurement] = {}
+        for row in rows:
+            if isinstance(row, Published):
+                if row.key in measurements:
+                    raise TableError(f"{path}: {row.key} stands there twice; keep one of the rows")
+                measurements[row.key] = _published(row)
+            elif isinstance(row, VisitRow):
+                visits.setdefault(row.key, []).append(Visit(row.key, row.round, tuple(row.ns)))
+            elif isinstance(row, Row):
+                taken = (Visit(row.key, int(round), tuple(ns)) for round, ns in row.ns.items())
+                visits.setdefault(row.key, []).extend(taken)
+        both = sorted(set(visits) & set(measurements))
+        if both:
+            raise TableError(f"{path}: {both[0]} is both measured and published there; keep one of the rows")
+        anchors = list(dict.fromkeys(key for session in sessions for key in session.anchors))
+        drift = drift_of_rounds((visit for taken in visits.values() for visit in taken), anchors)
+        measurements.update({key: summarize(taken, drift) for key, taken in visits.items()})
+        frozen = {key: tuple(taken) for key, taken in visits.items()}
+        return LatencyTable(path, header, measurements, sessions, frozen, drift)
+
+
+def find_table(name: str) -> Path:
+    """The file of a table: `name` is a path, or a target in ./latency_tables or among the shipped ones."""
+    if name.endswith(".jsonl"):
+        if not Path(name).is_file():
+            raise TableError(f"{name}: no such table")
+        return Path(name)
+    for folder in (OWN, SHIPPED):
+        if (folder / f"{name}.jsonl").is_file():
+            return folder / f"{name}.jsonl"
+    known = ", ".join(sorted(tables())) or "none"
+    raise TableError(f"no latency table for {name!r}; there are: {known}. Measure it: dna-profile --device {name}")
+
+
+def tables() -> dict[str, Path]:
+    """Every table there is, by target; one's own before a shipped one of the same name."""
+    return {file.stem: file for folder in (SHIPPED, OWN) if folder.is_dir() for file in sorted(folder.glob("*.jsonl"))}
+
+
+def create(path: Path, header: Header) -> None:
+    write_atomic(path, lambda temporary: temporary.write_text(_line(header), encoding="utf-8"))
+
+
+@contextmanager
+def appending(path: Path) -> Iterator["Appender"]:
+    """Append rows to the table at `path`, alone: a second process that tries is refused. Repairs a cut last line."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path.with_name(f".{path.name}.lock"), blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise TableError(f"{path}: another dna-profile is writing this table; wait for it or use another --table") from None
+    try:
+        _drop_cut_line(path)
+        with path.open("ab", buffering=0) as file:
+            yield Appender(path, file)
+    finally:
+        lock.release()
+
+
+@dataclass(frozen=True)
+class Appender:
+    path: Path
+    _file: Any
+
+    def add(self, row: Session | VisitRow | Published) -> None:
+        """One row, in a single write, so that a kill leaves at most one cut line at the end."""
+        with disk_errors(self.path):
+            self._file.write(_line(row).encode())
+
+    def compact(self) -> None:
+        """Gather the visits of each key into one row, in the order of first measurement."""
+        table = LatencyTable.load(self.path)
+        _, rows = _read(self.path)
+        lines = [_line(table.header), *(_line(row) for row in rows if isinstance(row, (Session, Published)))]
+        lines += [_line(_row(key, table.measurements[key], visits)) for key, visits in table.visits.items()]
+        write_atomic(self.path, lambda temporary: temporary.write_text("".join(lines), encoding="utf-8"))
+
+
+def header_of(device: Device, environment: Mapping[str, str | int | float | None], about: str) -> Header:
+    return Header(device.name, about, asdict(device), dict(environment))
+
+
+def _line(row: Any) -> str:
+    return json.dumps(asdict(row), separators=(", ", ": "), allow_nan=False) + "\n"
+
+
+def _row(key: str, measured: Measurement, visits: Iterable[Visit]) -> Row:
+    ns: dict[str, list[int]] = {}
+    for visit in visits:
+        ns.setdefault(str(visit.round), []).extend(visit.ns)
+    figures = (measured.latency_ms, measured.low_ms, measured.high_ms, measured.median_ms, measured.p90_ms)
+    latency, low, high, median, p90 = (None if ms == float("inf") else round(ms, 6) for ms in figures)
+    assert latency is not None and low is not None and median is not None and p90 is not None
+    return Row(key, latency, low, high, median, p90, measured.n, ns)
+
+
+def _published(row: Published) -> Measurement:
+    spread = 1.96 * row.std_ms / row.n**0.5 if row.std_ms is not None else float("inf")
+    low, high = max(0.0, row.latency_ms - spread), row.latency_ms + spread
+    return Measurement(row.latency_ms, low, high, row.latency_ms, float("nan"), row.n, 0)
+
+
+def _read(path: Path) -> tuple[Header, list[Session | VisitRow | Row | Published]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, UnicodeDecodeError) as error:
+        raise TableError(f"{path}: cannot be read as a table ({error})") from None
+    if not text:
+        raise TableError(f"{path}: the file is empty; delete it and profile again")
+    if not text.endswith("\n"):
+        number = text.count("\n") + 1
+        raise TableError(f"{path}, line {number}: cut off; run dna-profile on this table again, it repairs it and goes on")
+    lines = text.splitlines()
+    found = _object(lines[0], f"{path}, line 1")
+    if found.get("schema") != SCHEMA:
+        raise TableError(f"{path}: schema {found.get('schema')!r}; this version reads {SCHEMA!r}")
+    try:
+        header = parse(Header, found, f"{path}, line 1")
+        rows = [_typed(_object(line, f"{path}, line {n}"), f"{path}, line {n}") for n, line in enumerate(lines[1:], 2)]
+    except TableError:
+        raise
+    except RequestError as error:
+        raise TableError(str(error)) from None
+    return header, rows
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line, parse_constant=lambda constant: f"the non-number {constant}")
+    except json.JSONDecodeError as error:
+        raise TableError(f"{where}: not JSON ({error.msg}); remove the line or restore the file") from None
+    if not isinstance(found, dict):
+        raise TableError(f"{where}: expected an object, got {line[:40]!r}")
+    return found
+
+
+def _typed(found: dict[str, Any], where: str) -> Session | VisitRow | Row | Published:
+    if "session" in found:
+        return parse(Session, found, where)
+    if "round" in found:
+        visit = parse(VisitRow, found, where)
+        if not visit.ns or min(visit.ns) <= 0:
+            raise TableError(f"{where}: {visit.key} has a time of zero or less; expected positive nanoseconds")
+        return visit
+    row: Row | Published = parse(Row, found, where) if "ns" in found else parse(Published, found, where)
+    if row.latency_ms <= 0:
+        raise TableError(f"{where}: {row.key} has latency_ms {row.latency_ms}; expected a positive number")
+    if isinstance(row, Row) and any(not ns or min(ns) <= 0 for ns in row.ns.values()):
+        raise TableError(f"{where}: {row.key} has a time of zero or less; expected positive nanoseconds")
+    return row
+
+
+def _drop_cut_line(path: Path) -> None:
+    """Remove what a kill left of a line that was being written: that visit was not finished."""
+    with path.open("rb+") as file:
+        content = file.read()
+        if not content.endswith(b"\n"):
+            file.truncate(content.rfind(b"\n") + 1)
+            file.flush()
+            os.fsync(file.fileno())

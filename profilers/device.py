@@ -1,0 +1,71 @@
+"""A device to measure on, and the registry of those we know by name."""
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from profilers.errors import UnknownDevice
+
+USER_REGISTRY = Path("devices.toml")  # in the folder the command runs in; adds to and overrides the shipped ones
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where and how a network will run. `kind` names the file in `profilers/` that measures it."""
+
+    name: str
+    kind: str
+    runtime: str = "onnxruntime"
+    provider: str = "cpu"
+    precision: str = "fp32"
+    batch: int = 1
+    threads: int = 1
+    cores: str | None = None  # "0", "0-3", or a cluster name where the kind has clusters; None leaves it to the system
+    address: str | None = None  # serial, host or index where the kind has several devices
+
+    def __post_init__(self) -> None:
+        if self.threads < 1 or self.batch < 1:
+            raise UnknownDevice(f"device {self.name}: threads and batch must be at least 1")
+
+
+def registry() -> dict[str, Device]:
+    """Every device we can measure, by name: those shipped, then the user's own from ./devices.toml."""
+    return {
+        **_read(Path(__file__).with_name("devices.toml")),
+        **(_read(USER_REGISTRY) if USER_REGISTRY.is_file() else {}),
+    }
+
+
+def find_device(name: str, **overrides: Any) -> Device:
+    """The device of that name; `overrides` that are not None replace its settings."""
+    devices = registry()
+    if name not in devices:
+        raise UnknownDevice(f"{name!r} is no device we can measure; known: {', '.join(devices)} (add yours to {USER_REGISTRY})")
+    return dataclasses.replace(devices[name], **{key: value for key, value in overrides.items() if value is not None})
+
+
+def _read(path: Path) -> dict[str, Device]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        entries: Mapping[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UnknownDevice(f"{path}: not TOML ({error})") from None
+    known = {field.name: field for field in dataclasses.fields(Device)}
+    devices = {}
+    for name, values in entries.items():
+        if not isinstance(values, dict) or "kind" not in values:
+            raise UnknownDevice(f'{path}: [{name}] has no kind; expected for example kind = "host"')
+        for key, value in values.items():
+            expected = int if key in ("batch", "threads") else str
+            if key not in known or key == "name":
+                raise UnknownDevice(f"{path}: [{name}] has an unknown setting {key!r}; known: {', '.join(list(known)[1:])}")
+            if not isinstance(value, expected) or isinstance(value, bool):
+                raise UnknownDevice(f"{path}: [{name}] {key} = {value!r}; expected {expected.__name__}")
+        devices[name] = Device(name=name, **values)
+    return devices

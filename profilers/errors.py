@@ -1,0 +1,23 @@
+"""What can go wrong with a device; the commands answer each with one line and exit code 3.
+
+ProfilerError
+├── UnknownDevice      no device of that name (exit 2: the request is wrong)
+├── DeviceUnavailable  the device or its runtime cannot be reached from here
+└── ModelRejected      the device's runtime refused a model, or ran it elsewhere than asked
+"""
+
+
+class ProfilerError(Exception):
+    exit_code = 3
+
+
+class UnknownDevice(ProfilerError):
+    exit_code = 2
+
+
+class DeviceUnavailable(ProfilerError):
+    pass
+
+
+class ModelRejected(ProfilerError):
+    pass

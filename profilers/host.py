@@ -1,0 +1,147 @@
+"""This machine, through ONNX Runtime's CPU provider."""
+
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from profilers.device import Device
+from profilers.errors import DeviceUnavailable, ModelRejected
+from profilers.protocol import Model, Plan, Visit
+
+SESSION_OPTIONS = {
+    "session.intra_op.allow_spinning": "0",  # spinning threads steal the core from each other on a shared machine
+    "session.inter_op.allow_spinning": "0",
+}
+
+
+class HostProfiler:
+    def environment(self, device: Device) -> dict[str, str | int | float | None]:
+        onnxruntime = _onnxruntime()
+        governor = "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
+        return {
+            "processor": _processor(),
+            "processors": os.cpu_count() or 1,
+            "cores": device.cores,
+            "governor": open(governor).read().strip() if os.path.exists(governor) else None,
+            "system": f"{platform.system()} {platform.machine()}",
+            "runtime": f"onnxruntime {onnxruntime.__version__}",
+            "provider": "CPUExecutionProvider",
+            "options": "sequential, inter_op 1, all graph optimizations, spinning off, IOBinding",
+            "threads": device.threads,
+            "batch": device.batch,
+            "precision": device.precision,
+        }
+
+    def visits(self, device: Device, models: Sequence[Model], plan: Plan) -> Iterator[Visit]:
+        with _pinned(device.cores):
+            runs = {model.key: _bound(_session(device, model), device.batch) for model in models}
+            for run in runs.values():  # the first run of a session allocates; it is no sample
+                run()
+            keys = [model.key for model in models]
+            for round in range(plan.rounds):
+                for key in plan.order(keys, round):
+                    yield Visit(key, round, _sample(runs[key], plan))
+
+    def run(self, device: Device, model: Model, inputs: Mapping[str, object]) -> list[object]:
+        outputs: list[object] = _session(device, model).run(None, dict(inputs))
+        return outputs
+
+
+PROFILER = HostProfiler()
+
+
+def _sample(run: Any, plan: Plan) -> tuple[int, ...]:
+    clock = time.perf_counter_ns
+    run()  # brings code and weights back into the caches after the other models
+    samples: list[int] = []
+    end = clock() + int(plan.visit_ms * 1e6)
+    while len(samples) < plan.runs or (clock() < end and len(samples) < plan.max_runs):
+        began = clock()
+        run()
+        samples.append(clock() - began)
+    return tuple(samples)
+
+
+def _session(device: Device, model: Model) -> Any:
+    onnxruntime = _onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = device.threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    for key, value in SESSION_OPTIONS.items():
+        options.add_session_config_entry(key, value)
+    try:
+        return onnxruntime.InferenceSession(model.onnx, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises a dozen types without a common base
+        reason = str(error).strip().splitlines()[0][:200]
+        raise ModelRejected(f"{model.key}: ONNX Runtime refused the model: {reason}") from error
+
+
+def _bound(session: Any, batch: int) -> Any:
+    """A function that runs the session once on fixed inputs and outputs, so that no copying is timed."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    binding = session.io_binding()
+    for value in session.get_inputs():
+        shape = [size if isinstance(size, int) else batch for size in value.shape]
+        if value.type != "tensor(float)":
+            raise ModelRejected(f"input {value.name} is {value.type}; only float inputs can be timed")
+        binding.bind_cpu_input(value.name, rng.standard_normal(shape, dtype=np.float32))
+    for value in session.get_outputs():
+        binding.bind_output(value.name)
+    run = session.run_with_iobinding
+    return lambda: run(binding)
+
+
+@contextmanager
+def _pinned(cores: str | None) -> Iterator[None]:
+    if cores is None:
+        yield
+        return
+    if not hasattr(os, "sched_setaffinity"):
+        raise DeviceUnavailable("cores can be chosen on Linux only; leave --cores out")
+    before = os.sched_getaffinity(0)
+    wanted = _core_list(cores)
+    if not wanted <= before:
+        raise DeviceUnavailable(f"cores {cores} are not all usable here; usable: {sorted(before)}")
+    os.sched_setaffinity(0, wanted)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _core_list(text: str) -> set[int]:
+    cores: set[int] = set()
+    try:
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            cores.update(range(int(first), int(last or first) + 1))
+    except ValueError:
+        raise DeviceUnavailable(f"cores {text!r}: expected numbers such as 0, 0-3 or 0,2") from None
+    return cores
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise DeviceUnavailable("ONNX Runtime is not installed: pip install onnxruntime") from None
+    return onnxruntime

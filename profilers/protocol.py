@@ -1,0 +1,196 @@
+"""How every device is measured: interleaved rounds over all models, every sample kept, statistics that repeat.
+
+A shared machine changes its speed by tens of percent within seconds. Timing one model to the end before the next
+turns that into a difference between models; visiting all of them in every round turns it into a difference between
+rounds, which the estimate then looks through: the lower quartile of each visit, and the median of those over rounds.
+"""
+
+import dataclasses
+import math
+import random
+import statistics
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from profilers.device import Device
+
+
+@dataclass(frozen=True)
+class Model:
+    """An ONNX model to time: `key` is its name in tables and messages, `onnx` its bytes."""
+
+    key: str
+    onnx: bytes
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One model, run a few times in a row within one round."""
+
+    key: str
+    round: int
+    ns: tuple[int, ...]  # nanoseconds of each run, in the order they were taken
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run: a device executes it round by round, whether here or in a runner on a phone."""
+
+    rounds: int = 30
+    runs: int = 4  # timed runs a visit, at least
+    visit_ms: float = 4.0  # and as many more as fit into this time
+    max_runs: int = 20
+    anchors: int = 3  # models visited again and again within every round, to see the machine drift
+    anchor_every: int = 12  # visits between two anchors
+    seed: int = 0
+
+    def anchor_keys(self, keys: Sequence[str]) -> tuple[str, ...]:
+        """The same few models in every round, spread evenly over the order given."""
+        count = min(self.anchors, len(keys))
+        return tuple(keys[(2 * i + 1) * len(keys) // (2 * count)] for i in range(count))
+
+    def order(self, keys: Sequence[str], round: int) -> list[str]:
+        """The visits of one round: every model once in a random order, and the anchors in between."""
+        rng = random.Random(f"{self.seed}/{round}")
+        shuffled = rng.sample(list(keys), len(keys))
+        anchors = self.anchor_keys(keys)
+        order: list[str] = []
+        for place, key in enumerate(shuffled):
+            if len(keys) > self.anchor_every and place % self.anchor_every == 0:
+                order.append(anchors[place // self.anchor_every % len(anchors)])
+            order.append(key)
+        return order
+
+
+class Profiler(Protocol):
+    """What each file of `profilers/` offers as PROFILER."""
+
+    def environment(self, device: Device) -> dict[str, str | int | float | None]:
+        """What decides the numbers: processor, runtime and version, options, threads. Refuses an absent device."""
+
+    def visits(self, device: Device, models: Sequence[Model], plan: Plan) -> Iterator[Visit]:
+        """Run the plan; closing the iterator stops the device. Raises ModelRejected for a model it cannot run."""
+
+    def run(self, device: Device, model: Model, inputs: Mapping[str, object]) -> list[object]:
+        """The model's outputs (arrays) for these inputs (arrays), computed on the device."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What the visits of one model say. All times in milliseconds of a single run."""
+
+    latency_ms: float  # the estimate: median over rounds of the lower quartile of each visit
+    low_ms: float  # and its 95 % confidence interval, from the order statistics of the rounds
+    high_ms: float
+    median_ms: float  # of all runs
+    p90_ms: float  # of all runs
+    n: int  # runs
+    rounds: int
+
+    @property
+    def halfwidth(self) -> float:
+        """Half the confidence interval, relative to the estimate; infinite where rounds are too few to know."""
+        return (self.high_ms - self.low_ms) / 2 / self.latency_ms
+
+
+def summarize(visits: Iterable[Visit], drift: Mapping[int, float] | None = None) -> Measurement:
+    """The measurement of one model from its visits; `drift` holds the slowness of each round (1.0: as usual)."""
+    quiet: dict[int, list[float]] = {}
+    runs: list[float] = []
+    for visit in visits:
+        slowness = drift.get(visit.round, 1.0) if drift else 1.0
+        quiet.setdefault(visit.round, []).append(_quiet(visit.ns) / 1e6 / slowness)
+        runs.extend(ns / 1e6 for ns in visit.ns)
+    if not runs:
+        raise ValueError("a measurement needs at least one run")
+    levels = sorted(statistics.median(values) for values in quiet.values())
+    low, high = _median_interval(levels)
+    runs.sort()
+    return Measurement(
+        latency_ms=statistics.median(levels),
+        low_ms=low,
+        high_ms=high,
+        median_ms=statistics.median(runs),
+        p90_ms=runs[min(len(runs) - 1, math.ceil(0.9 * len(runs)) - 1)],
+        n=len(runs),
+        rounds=len(levels),
+    )
+
+
+def _quiet(ns: Sequence[int]) -> float:
+    """The lower quartile of a visit's runs: below interruptions, and not deeper for the visits with more runs."""
+    ordered = sorted(ns)
+    return float(ordered[(len(ordered) - 1) // 4])
+
+
+def scaled(measurement: Measurement, factor: float) -> Measurement:
+    """The measurement as it would read on a device `factor` times as slow."""
+    times = ("latency_ms", "low_ms", "high_ms", "median_ms", "p90_ms")
+    return dataclasses.replace(measurement, **{name: factor * getattr(measurement, name) for name in times})
+
+
+def _median_interval(ordered: Sequence[float]) -> tuple[float, float]:
+    """A distribution-free 95 % interval of the median (binomial order statistics); 0 to inf below six values."""
+    n = len(ordered)
+    if n < 6:
+        return 0.0, math.inf
+    rank = 0
+    tail = 0.5**n
+    while tail + math.comb(n, rank + 1) * 0.5**n <= 0.025:
+        rank += 1
+        tail += math.comb(n, rank) * 0.5**n
+    return ordered[rank], ordered[n - 1 - rank]
+
+
+def drift_of_rounds(visits: Iterable[Visit], anchors: Sequence[str]) -> dict[int, float]:
+    """How slow the machine was in each round: the anchors' time there over their time on the whole session."""
+    levels: dict[str, dict[int, float]] = {key: {} for key in anchors}
+    for visit in visits:
+        if visit.key in levels:
+            seen = levels[visit.key]
+            seen[visit.round] = min(_quiet(visit.ns), seen.get(visit.round, math.inf))
+    usual = {key: statistics.median(seen.values()) for key, seen in levels.items() if seen}
+    rounds = sorted({round for seen in levels.values() for round in seen})
+    return {
+        round: statistics.median(levels[key][round] / usual[key] for key in usual if round in levels[key]) for round in rounds
+    }
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When to stop measuring: every interval narrow enough, the time spent, or the plan at its end."""
+
+    halfwidth: float = 0.02
+    seconds: float = 60.0
+    min_rounds: int = 8
+
+
+def measure(profiler: Profiler, device: Device, models: Sequence[Model], plan: Plan, stop: Stop) -> Iterator[Visit]:
+    """The visits of a session, handed on as they are taken, until `stop` says enough; always whole rounds.
+
+    The caller keeps every visit (a table appends it to its file) and summarizes when the iterator ends.
+    """
+    began = time.monotonic()
+    taken: dict[str, list[Visit]] = {model.key: [] for model in models}
+    last_round = 0
+    source = profiler.visits(device, models, plan)
+    try:
+        for visit in source:
+            if visit.round != last_round:
+                last_round = visit.round
+                if time.monotonic() - began >= stop.seconds:
+                    return
+                if last_round >= stop.min_rounds and last_round % 4 == 0 and _narrow(taken, stop.halfwidth):
+                    return
+            taken[visit.key].append(visit)
+            yield visit
+    finally:
+        close = getattr(source, "close", None)
+        if close is not None:
+            close()
+
+
+def _narrow(taken: Mapping[str, Sequence[Visit]], halfwidth: float) -> bool:
+    return all(summarize(visits).halfwidth <= halfwidth for visits in taken.values())

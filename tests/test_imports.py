@@ -1,0 +1,80 @@
+"""Imports point one way, and commands start without the heavy packages."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+ROWS = [  # design.md, from the bottom up; a module may import from rows below its own
+    {"errors"},
+    {"files", "plugins", "progress"},
+    {"ops"},
+    {"graph", "space"},
+    {"arch", "spaces", "ratings", "pick"},
+    {"table", "regressor", "exporters"},
+    {"predictor", "measure", "data"},
+    {"teacher", "checkpoint", "verify"},
+    {"supernet"},
+    {"distill", "rate"},
+    {"train", "run"},
+    {"profile", "search", "export"},
+    {"cli"},
+]
+ROW = {name: row for row, names in enumerate(ROWS) for name in names}
+
+
+def _imports(file):
+    """Modules imported at the top of a file or in its functions, but not those for type checking only."""
+    tree = ast.parse(file.read_text())
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.ImportFrom):
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def _part(module):
+    return module.split(".")[1] if "." in module else None
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "dna_deploy").rglob("*.py")), ids=lambda f: str(f.relative_to(ROOT)))
+def test_imports_point_down(file):
+    own = file.relative_to(ROOT / "dna_deploy").parts[0].removesuffix(".py")
+    if own == "__init__":
+        return
+    assert own in ROW, f"{own} has no row: give it one in ROWS"
+    for module in _imports(file):
+        if module and module.startswith("dna_deploy."):
+            other = _part(module)
+            assert other == own or ROW[other] < ROW[own], f"{file.name} imports {module}, which stands above it"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "profilers").rglob("*.py")), ids=lambda f: str(f.relative_to(ROOT)))
+def test_profilers_know_nothing_of_search(file):
+    assert not [module for module in _imports(file) if module and module.startswith("dna_deploy")]
+
+
+@pytest.mark.parametrize("command", ["profile", "search", "export"])
+def test_help_needs_no_heavy_package(command):
+    heavy = ("torch", "timm", "onnx", "onnxruntime", "scipy", "sklearn", "pandas", "matplotlib", "pydantic", "rich", "numpy")
+    code = (
+        "import sys\n"
+        f"from dna_deploy.cli.{command} import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        f"print([name for name in {heavy!r} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "Usage:" in done.stdout
+    assert done.stderr.strip() == "[]"
