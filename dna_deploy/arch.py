@@ -52,6 +52,7 @@ class Architecture:
 
     @staticmethod
     def is_key(key: str) -> bool:
+        """Whether a table's key is a network's rather than an op's."""
         return "): " in key
 
     @staticmethod

@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,15 +18,23 @@ T = TypeVar("T")
 
 def parse(kind: type[T], values: object, where: str) -> T:
     """`values` as the dataclass `kind`: every field of the right type, none missing, none unknown."""
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
-    kind.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[attr-defined]
     try:
-        return TypeAdapter(kind).validate_python(values)
+        found: T = _checker(kind).validate_python(values)
+        return found
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "the whole"
         raise RequestError(f"{where}: {field}: {first['msg']} (got {str(first['input'])[:60]!r})") from None
+
+
+@cache
+def _checker(kind: type[Any]) -> Any:
+    from pydantic import ConfigDict, TypeAdapter
+
+    kind.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+    return TypeAdapter(kind)
 
 
 def read_json(path: Path, kind: type[T]) -> T:

@@ -1,33 +1,51 @@
 """Measure whole networks on a device at the speed its latency table was taken at."""
 
 import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from dna_deploy.arch import Architecture
 from dna_deploy.graph import onnx_of
 from dna_deploy.ops import Op, parse
 from dna_deploy.progress import bar
 from dna_deploy.table import LatencyTable
-from profilers import Device, Measurement, Model, Plan, Stop, Visit, find_profiler, measure, scaled, summarize
+from profilers import Device, Measurement, Model, Plan, Stop, Visit, find_profiler, measure, registry, scaled, summarize
 
 
-def measure_whole(
-    device: Device, table: LatencyTable, models: list[Model], seconds: float = 20.0
-) -> tuple[dict[str, Measurement], float]:
-    """Measure whole networks at the table's speed: its anchors are measured beside them, and say how fast the device is now.
+@dataclass(frozen=True)
+class AtTableSpeed:
+    """A whole network's measurement, scaled to the speed the device had in the table's sessions."""
 
-    Returns the measurements by key, and that speed (1.1: the device is 10 % faster now than in the table's sessions).
+    measurement: Measurement
+    speed: float  # of the device now; 1.1: 10 % faster than then
+
+
+def device_of(table: LatencyTable) -> Device | None:
+    """The device a table was measured on, where it can be measured from here; None for published tables."""
+    if table.published or table.header.target not in registry():
+        return None
+    return Device(**table.header.device)  # type: ignore[arg-type]
+
+
+def measure_whole(table: LatencyTable, models: Sequence[Model], seconds: float = 20.0) -> dict[str, AtTableSpeed] | None:
+    """Measure whole networks, by key, with the table's anchors beside them; None where the device is not at hand.
+
+    The machine may be faster or slower than when the table was taken: the anchors say by how much.
     """
+    device = device_of(table)
+    if device is None:
+        return None
     anchors = table.sessions[0].anchors if table.sessions else []
     beside = [Model(key, onnx_of(ops_of(key))) for key in anchors]
     plan, stop = Plan(rounds=24, anchors=0), Stop(seconds=seconds)
     taken: dict[str, list[Visit]] = {}
-    with bar("measuring", plan.rounds * (len(models) + len(beside))) as advance:
+    with bar(f"measuring on {device.name}", plan.rounds * (len(models) + len(beside))) as advance:
         for visit in measure(find_profiler(device), device, [*models, *beside], plan, stop):
             taken.setdefault(visit.key, []).append(visit)
             advance(1)
     speeds = [table.measurements[key].latency_ms / summarize(taken[key]).latency_ms for key in anchors]
     speed = statistics.median(speeds) if speeds else 1.0
-    return {model.key: scaled(summarize(taken[model.key]), speed) for model in models}, speed
+    return {model.key: AtTableSpeed(scaled(summarize(taken[model.key]), speed), speed) for model in models}
 
 
 def ops_of(key: str) -> tuple[Op, ...]:

@@ -13,25 +13,42 @@ def names(folder: str) -> list[str]:
     return sorted(file.stem for file in (Path(__file__).parent / folder).glob("*.py") if not file.stem.startswith("_"))
 
 
+_own: dict[tuple[str, str], Any] = {}  # loaded from a path, under the name it gives itself
+
+
 def find(folder: str, name: str) -> Any:
     """The object a plugin file offers: `SPACE` of spaces/<name>.py, `OP` of ops/<name>.py and so on.
 
-    `name` is a file name of that folder, or a path ending in `.py` outside the package.
+    `name` is a file name of that folder, or a path ending in `.py` outside the package; what was found by its path is
+    from then on also found by its own name, the one that stands in tables and architectures.
     """
     attribute = folder.removesuffix("s").upper()
     if name.endswith(".py"):
-        file = Path(name)
-        if not file.is_file():
-            raise RequestError(f"{name}: no such file; expected a Python file that defines {attribute}")
-        spec = importlib.util.spec_from_file_location(file.stem, file)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    elif name in names(folder):
-        module = importlib.import_module(f"dna_deploy.{folder}.{name}")
-    else:
-        raise RequestError(f"{name!r} is none of the {folder}: {', '.join(names(folder))}, or a path ending in .py")
+        found = _from_path(Path(name), attribute)
+        if found.name in names(folder):
+            raise RequestError(f"{name}: its {attribute} is called {found.name!r}, like one of ours; give it another name")
+        _own[folder, found.name] = found
+        return found
+    if (folder, name) in _own:
+        return _own[folder, name]
+    if name in names(folder):
+        return getattr(importlib.import_module(f"dna_deploy.{folder}.{name}"), attribute)
+    raise RequestError(f"{name!r} is none of the {folder}: {', '.join(names(folder))}, or a path ending in .py")
+
+
+def knows(folder: str, name: str) -> bool:
+    """Whether `find` would find this name."""
+    return (folder, name) in _own or name in names(folder)
+
+
+def _from_path(file: Path, attribute: str) -> Any:
+    if not file.is_file():
+        raise RequestError(f"{file}: no such file; expected a Python file that defines {attribute}")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     try:
         return getattr(module, attribute)
     except AttributeError:
-        raise RequestError(f"{name} defines no {attribute}; see dna_deploy/{folder} for examples") from None
+        raise RequestError(f"{file} defines no {attribute}; see dna_deploy/{attribute.lower()}s for examples") from None

@@ -1,12 +1,15 @@
 """Latency of a network from a table: the sum of its measured ops, corrected by whole networks measured beside them."""
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from dna_deploy.arch import Architecture
 from dna_deploy.errors import TableError
-from dna_deploy.ops import Op
+from dna_deploy.ops import Op, parse
+from dna_deploy.plugins import knows
 from dna_deploy.space import SearchSpace
 from dna_deploy.table import LatencyTable
 
@@ -36,15 +39,11 @@ class Errors:
 
 @dataclass(frozen=True)
 class Correction:
-    """network_ms = offset_ms + scale * sum of op ms, and its errors on held-out networks beside those of a MACs line."""
+    """network_ms = offset_ms + scale * sum of op ms: what running ops together adds to and takes from running them alone."""
 
     offset_ms: float
     scale: float
-    errors: Errors | None
-    by_macs: Errors | None
-
-
-UNCORRECTED = Correction(0.0, 1.0, None, None)
+    networks: int  # it was fitted from; 0: the plain sum
 
 
 @dataclass(frozen=True)
@@ -54,25 +53,44 @@ class LatencyPredictor:
     @cached_property
     def correction(self) -> Correction:
         """Fitted from the whole networks in the table; the plain sum where there are too few."""
-        from dna_deploy.arch import Architecture
+        if len(self._networks) < FEWEST:
+            return Correction(0.0, 1.0, 0)
+        offset, scale = _line(self._sums, self._measured)
+        return Correction(offset, scale, len(self._networks))
 
-        measured = [
-            (Architecture.parse(key).ops, found) for key, found in self.table.measurements.items() if Architecture.is_key(key)
-        ]
-        if len(measured) < FEWEST:
-            return UNCORRECTED
-        actual = [found.latency_ms for _, found in measured]
-        repeat = sorted(found.halfwidth for _, found in measured)[len(measured) // 2]
-        sums = [sum(self.op_ms(op) for op in ops) for ops, _ in measured]
-        macs = [float(sum(op.macs for op in ops)) for ops, _ in measured]
-        offset, scale = _line(sums, actual)
-        return Correction(offset, scale, _held_out(sums, actual, repeat), _held_out(macs, actual, repeat))
+    def errors(self) -> tuple[Errors, Errors] | None:
+        """On held-out networks: of the corrected sums, and of a line on multiply-adds beside them; None without networks."""
+        if len(self._networks) < FEWEST:
+            return None
+        macs = [float(network.macs) for network in self._networks]
+        widths = sorted(self.table.measurements[network.key].halfwidth for network in self._networks)
+        repeatability = widths[len(widths) // 2]
+        return _held_out(self._sums, self._measured, repeatability), _held_out(macs, self._measured, repeatability)
+
+    @cached_property
+    def _sums(self) -> list[float]:
+        return [sum(self.op_ms(op) for op in network.ops) for network in self._networks]
+
+    @cached_property
+    def _measured(self) -> list[float]:
+        return [self.table.measurements[network.key].latency_ms for network in self._networks]
+
+    @cached_property
+    def _networks(self) -> list[Architecture]:
+        """The whole networks in the table, of the spaces we know."""
+        keys = [key for key in self.table.measurements if Architecture.is_key(key)]
+        known = {key.partition("(")[0] for key in keys if knows("spaces", key.partition("(")[0])}
+        return [Architecture.parse(key) for key in keys if key.partition("(")[0] in known]
+
+    @cached_property
+    def _ops(self) -> dict[Op, float]:
+        """The measured milliseconds of every op in the table."""
+        return {parse(key): found.latency_ms for key, found in self.table.measurements.items() if not Architecture.is_key(key)}
 
     def op_ms(self, op: Op) -> float:
         """Measured milliseconds of one op; an op the table does not know is refused, never free."""
-        found = self.table.measurements.get(op.key)
-        if found is not None:
-            return found.latency_ms
+        if op in self._ops:
+            return self._ops[op]
         estimate = self._bound(op)
         if estimate is None:
             raise TableError(
@@ -85,16 +103,16 @@ class LatencyPredictor:
 
     def estimated(self, ops: Iterable[Op]) -> list[Op]:
         """Those of `ops` that are not in the table but bounded from above by a row of it."""
-        return [op for op in ops if op.key not in self.table.measurements and self._bound(op) is not None]
+        return [op for op in ops if op not in self._ops and self._bound(op) is not None]
 
     def require(self, space: SearchSpace) -> None:
         """Refuse a table that does not price every op of the space, before anything is trained."""
-        missing = [op for op in space.ops if op.key not in self.table.measurements and self._bound(op) is None]
+        missing = [op for op in space.ops if op not in self._ops and self._bound(op) is None]
         if not missing:
             return
         target = self.table.header.target
         advice = f"dna-profile --device {target} --space {space.name} --image-size {space.image_size}"
-        sizes = {op.hw for op in map(_parsed, self.table.measurements) if op is not None and op.cin == 3}
+        sizes = {op.hw for op in self._ops if op.cin == 3}
         if self.table.published:
             advice = "it is published and cannot be extended here; measure a device of your own with dna-profile"
             if sizes:
@@ -106,32 +124,21 @@ class LatencyPredictor:
 
     def _bound(self, op: Op) -> float | None:
         """The cheapest measured op that is the same but for more output channels: a classifier with more classes."""
-        wider = [
-            found.latency_ms
-            for key, found in self.table.measurements.items()
-            if (other := _parsed(key)) is not None
-            and other.kind == op.kind == "classifier"
-            and (other.hw, other.cin) == (op.hw, op.cin)
-            and other.cout >= op.cout
-        ]
+        if op.kind != "classifier":
+            return None
+        wider = [ms for other, ms in self._ops.items() if dataclasses.replace(other, cout=op.cout) == op and other.cout > op.cout]
         return min(wider, default=None)
-
-
-def _parsed(key: str) -> Op | None:
-    from dna_deploy.arch import Architecture
-    from dna_deploy.ops import parse
-
-    return None if Architecture.is_key(key) else parse(key)
 
 
 def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
     """Offset and slope with the least squared *relative* error, the offset never negative."""
     import numpy as np
-    from scipy.optimize import nnls
 
     weights = 1 / np.asarray(y)
     design = np.stack([weights, np.asarray(x) * weights], axis=1)
-    (offset, scale), _ = nnls(design, np.ones(len(weights)))
+    (offset, scale), *_ = np.linalg.lstsq(design, np.ones(len(weights)), rcond=None)
+    if offset < 0:
+        return 0.0, float(design[:, 1].sum() / (design[:, 1] ** 2).sum())
     return float(offset), float(scale)
 
 

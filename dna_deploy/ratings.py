@@ -43,7 +43,7 @@ def load_ratings(path: Path, blocks: Sequence[Block]) -> dict[str, list[Rating]]
     for block in blocks:
         if block.size > 1:
             try:
-                result[block.name] = [found[block.name, candidate.text] for candidate in block.candidates()]
+                result[block.name] = [found[block.name, candidate.text] for candidate in block.candidates]
             except KeyError as error:
                 raise RunError(f"{path}: no rating of {error.args[0]}; delete it and run dna-search again") from None
     return result

@@ -13,6 +13,8 @@ from dna_deploy.arch import Architecture
 from dna_deploy.data import Images, Source, Split, load_split, open_source, save_split, split
 from dna_deploy.errors import MachineError, NothingFits
 from dna_deploy.files import read_json, write_atomic, write_json, write_text
+from dna_deploy.graph import onnx_of
+from dna_deploy.measure import measure_whole
 from dna_deploy.pick import Front, pareto_front
 from dna_deploy.plugins import find
 from dna_deploy.predictor import LatencyPredictor
@@ -20,6 +22,7 @@ from dna_deploy.progress import say
 from dna_deploy.ratings import Rating, load_ratings, save_ratings
 from dna_deploy.run import Asked, Pick, Picked, Run, Student, TeacherReport, open_run
 from dna_deploy.space import SearchSpace
+from profilers import Model
 
 if TYPE_CHECKING:
     from dna_deploy.teacher import Teacher
@@ -112,7 +115,7 @@ def block_costs(space: SearchSpace, predictor: LatencyPredictor) -> list[np.ndar
     """Predicted milliseconds of every candidate of every block; the fixed part of the correction is in the first."""
     scale, offset = predictor.correction.scale, predictor.correction.offset_ms
     op_ms = {op: scale * predictor.op_ms(op) for op in space.ops}
-    costs = [np.array([sum(op_ms[op] for op in candidate.ops) for candidate in block.candidates()]) for block in space.blocks]
+    costs = [np.array([sum(op_ms[op] for op in candidate.ops) for candidate in block.candidates]) for block in space.blocks]
     costs[0] = costs[0] + offset
     return costs
 
@@ -167,9 +170,7 @@ def pick(run: Run, space: SearchSpace, ratings: dict[str, list[Rating]], predict
 
 def largest_within(space: SearchSpace, costs: Sequence[np.ndarray[Any, Any]], budget_ms: float) -> Architecture:
     """The network with the most multiply-adds within the budget: the rival every score has to beat."""
-    macs = [
-        np.array([-float(sum(op.macs for op in candidate.ops)) for candidate in block.candidates()]) for block in space.blocks
-    ]
+    macs = [np.array([-float(sum(op.macs for op in candidate.ops)) for candidate in block.candidates]) for block in space.blocks]
     front = pareto_front(costs, macs)
     best = front.best_within(budget_ms)
     assert best is not None
@@ -178,10 +179,7 @@ def largest_within(space: SearchSpace, costs: Sequence[np.ndarray[Any, Any]], bu
 
 def architecture_at(space: SearchSpace, choices: Sequence[int]) -> Architecture:
     """The network of these candidates, given by their index in each block."""
-    from itertools import islice
-
-    chosen = (next(islice(block.candidates(), int(index), None)) for block, index in zip(space.blocks, choices, strict=True))
-    return Architecture(space, tuple(chosen))
+    return Architecture(space, tuple(block.candidates[index] for block, index in zip(space.blocks, choices, strict=True)))
 
 
 def write_front(path: Path, space: SearchSpace, front: Front) -> None:
@@ -209,8 +207,8 @@ def plot_front(path: Path, front: Front, best: int, budget_ms: float, device: st
     write_atomic(path, lambda temporary: figure.savefig(temporary, dpi=120))
 
 
-def finish(found: Found, epochs: int) -> Student:
-    """Give the network its block weights, train it under the teacher, and test it."""
+def finish(found: Found, predictor: LatencyPredictor, epochs: int) -> Student:
+    """Give the network its block weights, train it under the teacher, test it, and measure it where the device is at hand."""
     from dna_deploy.checkpoint import load_checkpoint, save_checkpoint
     from dna_deploy.supernet import Supernet
     from dna_deploy.train import Training, accuracy, logits_of, settle_statistics, train
@@ -234,7 +232,18 @@ def finish(found: Found, epochs: int) -> Student:
     test = Images(source, parts.test, asked.image_size)
     report = read_json(run.teacher_report, TeacherReport)
     reached = accuracy(logits_of(network, test, teacher.preprocessing), test.labels)
-    student = Student(reached, report.test_accuracy, len(test), epochs, None, None, None)
+    arch = found.architecture
+    measured = measure_whole(predictor.table, [Model(arch.key, onnx_of(arch.ops))])
+    ms = measured[arch.key].measurement if measured else None
+    student = Student(
+        test_accuracy=reached,
+        teacher_test_accuracy=report.test_accuracy,
+        test_images=len(test),
+        epochs=epochs,
+        measured_ms=ms.latency_ms if ms else None,
+        measured_low_ms=ms.low_ms if ms else None,
+        measured_high_ms=ms.high_ms if ms else None,
+    )
     write_json(found.pick.student, student)
     return student
 

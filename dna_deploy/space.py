@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -58,11 +58,14 @@ class Block:
     def size(self) -> int:
         return sum(cell.size for cell in self.cells)
 
-    def candidates(self) -> Iterator[Candidate]:
+    @cached_property
+    def candidates(self) -> tuple[Candidate, ...]:
         """Every candidate, cell by cell, in the order the ratings are stored in."""
-        for cell in self.cells:
-            for choice in itertools.product(*(range(len(choices)) for choices in cell.layers)):
-                yield Candidate(cell, choice)
+        return tuple(
+            Candidate(cell, choice)
+            for cell in self.cells
+            for choice in itertools.product(*(range(len(choices)) for choices in cell.layers))
+        )
 
     def candidate(self, text: str) -> Candidate:
         """The candidate with this text."""

@@ -41,7 +41,7 @@ def pieces(space: SearchSpace, teacher: Teacher) -> tuple[Piece, ...]:
             names = ", ".join(waiting[at].name for at in searched)
             raise TeacherError(f"blocks {names} have choices but no cut of the teacher between them; give --cut")
         at = searched[0]
-        single = [tuple(op for part in side for op in next(part.candidates()).ops) for side in (waiting[:at], waiting[at + 1 :])]
+        single = [tuple(op for part in side for op in part.candidates[0].ops) for side in (waiting[:at], waiting[at + 1 :])]
         out = space.num_classes if last else place.channels if place is not None else 0
         made.append(Piece(single[0], waiting[at], single[1], width, out))
         waiting, width = [], out

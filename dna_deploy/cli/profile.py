@@ -54,14 +54,15 @@ def main(
     stop = Stop(halfwidth=halfwidth, seconds=budget)
     done = profile(target, laid_out, path, validate=validate, plan=Plan(), stop=stop, again=again)
     wide = [key for key, found in done.table.measurements.items() if found.halfwidth > halfwidth]
-    correction = done.predictor.correction
+    correction, errors = done.predictor.correction, done.predictor.errors()
     say(f"{done.ended}; {len(done.table.measurements)} rows in {path}, {len(wide)} with an interval wider than {halfwidth:.0%}")
-    if correction.errors is not None and correction.by_macs is not None:
+    if errors is not None:
+        by_ops, by_macs = errors
         say(f"network = {correction.offset_ms:.3g} ms + {correction.scale:.3f} x sum of its ops")
-        rows = [["sum of ops", *_figures(correction.errors)], ["MACs alone", *_figures(correction.by_macs)]]
+        rows = [["sum of ops", *_figures(by_ops)], ["MACs alone", *_figures(by_macs)]]
         columns = ["predicted from", "mean error", "within 5 %", "within 10 %", "Spearman", "Kendall"]
-        show(f"{correction.errors.n} whole networks, each predicted without itself", columns, rows)
-        say(f"the measurements themselves repeat within {correction.errors.repeatability:.1%}")
+        show(f"{by_ops.n} whole networks, each predicted without itself", columns, rows)
+        say(f"the measurements themselves repeat within {by_ops.repeatability:.1%}")
     return {
         "table": str(path),
         "rows": len(done.table.measurements),
@@ -70,7 +71,7 @@ def main(
         "wide": len(wide),
         "offset_ms": correction.offset_ms,
         "scale": correction.scale,
-        "mape": correction.errors.mape if correction.errors else None,
+        "mape": errors[0].mape if errors else None,
     }
 
 

@@ -74,7 +74,7 @@ def main(
     say(f"predicted {picked.predicted_ms:.3g} ms on {picked.device}, budget {budget_ms:g} ms")
     say(f"the Pareto front has {len(found.front.costs)} networks: {found.pick.front}")
     _account(predictor, found.architecture)
-    student: Student | None = finish(found, epochs) if trained else None
+    student: Student | None = finish(found, predictor, epochs) if trained else None
     rows = [["budget", f"{budget_ms:g} ms"], ["predicted", f"{picked.predicted_ms:.3g} ms"]]
     if student is not None and student.measured_ms is not None:
         rows.append(["measured", f"{student.measured_ms:.3g} ms ({student.measured_ms / picked.predicted_ms - 1:+.1%})"])

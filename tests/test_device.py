@@ -1,0 +1,43 @@
+"""The registry of devices, shipped and the user's own."""
+
+import pytest
+
+from profilers import Device, UnknownDevice, find_device, find_profiler, registry
+
+
+def test_shipped_devices_have_profilers(workdir):
+    devices = registry()
+    assert devices["cpu"].kind == "host"
+    for device in devices.values():
+        assert hasattr(find_profiler(device), "visits")
+
+
+def test_users_devices_add_to_and_override_the_shipped(workdir):
+    (workdir / "devices.toml").write_text('[board]\nkind = "host"\nthreads = 4\n[cpu]\nkind = "host"\nthreads = 2\n')
+    assert find_device("board") == Device("board", "host", threads=4)
+    assert find_device("cpu").threads == 2
+    assert find_device("cpu", threads=3, cores=None).threads == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[board]\nthreads = 4\n", "has no kind"),
+        ('[board]\nkind = "host"\nthread = 4\n', "unknown setting 'thread'"),
+        ('[board]\nkind = "host"\nthreads = "four"\n', "expected int"),
+        ('[board]\nkind = "host"\nthreads = 0\n', "at least 1"),
+        ("[board\n", "not TOML"),
+    ],
+)
+def test_a_wrong_registry_is_answered_in_one_line(workdir, text, says):
+    (workdir / "devices.toml").write_text(text)
+    with pytest.raises(UnknownDevice, match=says) as caught:
+        registry()
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_unknown_names_say_what_there_is(workdir):
+    with pytest.raises(UnknownDevice, match="cpu"):
+        find_device("toaster")
+    with pytest.raises(UnknownDevice, match="host"):
+        find_profiler(Device("x", "toaster"))

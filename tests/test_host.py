@@ -1,0 +1,60 @@
+"""The host profiler runs real models through ONNX Runtime."""
+
+import os
+
+import numpy as np
+import pytest
+
+from dna_deploy.graph import onnx_of
+from dna_deploy.ops.conv import Conv
+from profilers import Device, DeviceUnavailable, Model, ModelRejected, Plan, find_profiler, summarize
+
+CPU = Device("cpu", "host")
+HOST = find_profiler(CPU)
+
+
+def test_visits_follow_the_plan():
+    models = [Model(op.key, onnx_of([op])) for op in (Conv(8, 3, 4, kernel=3), Conv(64, 16, 64, kernel=3))]
+    plan = Plan(rounds=7, runs=3, visit_ms=0.0)
+    visits = list(HOST.visits(CPU, models, plan))
+    keys = [model.key for model in models]
+    assert [(visit.round, visit.key) for visit in visits] == [(r, key) for r in range(7) for key in plan.order(keys, r)]
+    assert all(len(visit.ns) == 3 and min(visit.ns) > 0 for visit in visits)
+    small, large = (summarize(visit for visit in visits if visit.key == key) for key in keys)
+    assert large.latency_ms > small.latency_ms  # 2,700 times the multiply-adds
+
+
+def test_run_computes_the_model():
+    op = Conv(5, 3, 4, kernel=1, act="relu")
+    model = Model(op.key, onnx_of([op]))
+    import onnx
+
+    weights = {w.name: onnx.numpy_helper.to_array(w) for w in onnx.load_from_string(model.onnx).graph.initializer}
+    x = np.random.default_rng(0).standard_normal((2, 3, 5, 5), dtype=np.float32)
+    expected = np.maximum(np.einsum("oc,nchw->nohw", weights["w1"][:, :, 0, 0], x) + weights["w2"].reshape(1, -1, 1, 1), 0)
+    (output,) = HOST.run(CPU, model, {"input": x})
+    np.testing.assert_allclose(output, expected, atol=1e-5)
+
+
+def test_a_broken_model_is_named():
+    with pytest.raises(ModelRejected, match="broken one"):
+        list(HOST.visits(CPU, [Model("broken one", b"not a model")], Plan()))
+
+
+def test_environment_says_what_decides_the_numbers():
+    found = HOST.environment(CPU)
+    assert found["threads"] == 1 and "onnxruntime" in str(found["runtime"]) and found["processor"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="pinning needs Linux")
+def test_pinning_is_done_and_undone():
+    before = os.sched_getaffinity(0)
+    core = str(min(before))
+    visits = HOST.visits(Device("cpu", "host", cores=core), [Model("a", onnx_of([Conv(8, 3, 4, kernel=1)]))], Plan(rounds=2))
+    next(visits)
+    assert os.sched_getaffinity(0) == {int(core)}
+    visits.close()
+    assert os.sched_getaffinity(0) == before
+    for cores, says in (("4000", "usable"), ("big", "expected numbers")):
+        with pytest.raises(DeviceUnavailable, match=says):
+            next(HOST.visits(Device("cpu", "host", cores=cores), [], Plan()))

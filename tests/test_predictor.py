@@ -1,0 +1,88 @@
+"""From ops to networks: sums, the correction, and what is refused."""
+
+import random
+
+import pytest
+
+from dna_deploy.arch import sample
+from dna_deploy.errors import TableError
+from dna_deploy.plugins import find
+from dna_deploy.predictor import LatencyPredictor
+from dna_deploy.table import Header, LatencyTable, Published, appending, create, find_table
+
+
+def _table(path, rows):
+    create(path, Header("board", "test", {"name": "board"}, {}))
+    with appending(path) as out:
+        for key, ms in rows.items():
+            out.add(Published(key, ms, None, 1))
+    return LatencyPredictor(LatencyTable.load(path))
+
+
+@pytest.fixture
+def op_ms(tiny):
+    return {op.key: 0.1 + 0.01 * number**1.5 for number, op in enumerate(tiny.ops)}
+
+
+def test_without_networks_it_is_the_plain_sum(tiny, op_ms, tmp_path):
+    predictor = _table(tmp_path / "t.jsonl", op_ms)
+    arch = sample(tiny, random.Random(0))
+    assert predictor.network_ms(arch.ops) == pytest.approx(sum(op_ms[op.key] for op in arch.ops))
+    assert predictor.errors() is None and predictor.correction.networks == 0
+
+
+def test_the_correction_recovers_overhead_and_scale(tiny, op_ms, tmp_path):
+    networks = {arch.key: arch for arch in (sample(tiny, random.Random(seed)) for seed in range(60))}
+    rows = op_ms | {key: 0.3 + 0.9 * sum(op_ms[op.key] for op in arch.ops) for key, arch in networks.items()}
+    predictor = _table(tmp_path / "t.jsonl", rows)
+    assert (predictor.correction.offset_ms, predictor.correction.scale) == pytest.approx((0.3, 0.9))
+    by_ops, by_macs = predictor.errors()
+    assert by_ops.mape < 1e-9 and by_ops.within_5 == 1.0 and by_ops.kendall == pytest.approx(1.0)
+    assert by_macs.mape > 0.001
+
+
+def test_a_correction_never_subtracts_overhead(tiny, op_ms, tmp_path):
+    networks = {arch.key: arch for arch in (sample(tiny, random.Random(seed)) for seed in range(60))}
+    rows = op_ms | {key: -0.1 + 1.1 * sum(op_ms[op.key] for op in arch.ops) for key, arch in networks.items()}
+    correction = _table(tmp_path / "t.jsonl", rows).correction
+    assert correction.offset_ms == 0.0 and 0.9 < correction.scale < 1.1
+
+
+def test_an_unknown_op_is_refused_never_free(tiny, op_ms, tmp_path):
+    missing = tiny.ops[3]
+    predictor = _table(tmp_path / "t.jsonl", {key: ms for key, ms in op_ms.items() if key != missing.key})
+    with pytest.raises(TableError, match="no row for mbconv"):
+        predictor.op_ms(missing)
+    with pytest.raises(TableError, match=f"1 of {len(tiny.ops)} ops"):
+        predictor.require(tiny)
+
+
+def test_a_classifier_with_fewer_classes_is_bounded_and_said_to_be_estimated():
+    predictor = LatencyPredictor(LatencyTable.load(find_table("pixel1")))
+    space = find("spaces", "mobile").at(224, 4)
+    predictor.require(space)
+    classifier = space.ops[-1]
+    assert predictor.op_ms(classifier) == 0.934826133  # the 1000-class row of the published table
+    assert predictor.estimated(space.ops) == [classifier]
+    with pytest.raises(TableError, match="published for --image-size 224"):
+        predictor.require(find("spaces", "mobile").at(96, 4))
+
+
+def test_pixel1_sums_by_hand():
+    """The smallest network of `mobile` at 224 px: stem, first layer, one k3e3 a block, head (rows of the source)."""
+    predictor = LatencyPredictor(LatencyTable.load(find_table("pixel1")))
+    space = find("spaces", "mobile").at(224, 1000)
+    cheapest = [min(block.candidates, key=lambda c: sum(map(predictor.op_ms, c.ops))) for block in space.blocks]
+    rows = [
+        4.39703793,
+        4.03570968,
+        5.60882051,
+        2.51366438,
+        1.34735252,
+        1.85397163,
+        1.8193141,
+        3.91277301,
+        6.28499579,
+        0.934826133,
+    ]
+    assert predictor.network_ms([op for c in cheapest for op in c.ops]) == pytest.approx(sum(rows))

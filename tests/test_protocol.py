@@ -1,0 +1,108 @@
+"""The measuring protocol on visits made up by hand, and on a device that keeps its own clock."""
+
+import math
+import random
+from collections import Counter
+
+import pytest
+
+from profilers import Device, Model, Plan, Stop, Visit, drift_of_rounds, measure, scaled, summarize
+
+KEYS = [f"op{number}" for number in range(40)]
+
+
+def test_every_round_visits_every_model_and_the_anchors_more():
+    plan = Plan(anchors=3, anchor_every=12)
+    anchors = plan.anchor_keys(KEYS)
+    assert len(set(anchors)) == 3
+    for round in range(5):
+        visits = Counter(plan.order(KEYS, round))
+        assert set(visits) == set(KEYS)
+        assert {key for key, count in visits.items() if count > 1} <= set(anchors)
+        assert sum(visits.values()) == len(KEYS) + math.ceil(len(KEYS) / 12)
+
+
+def test_the_order_changes_with_the_round_and_repeats_with_the_seed():
+    assert Plan().order(KEYS, 0) != Plan().order(KEYS, 1)
+    assert Plan().order(KEYS, 3) == Plan().order(KEYS, 3)
+    assert Plan(seed=1).order(KEYS, 3) != Plan().order(KEYS, 3)
+
+
+def test_summary_by_hand():
+    # lower quartile of each visit: 2, 4, 6 ms; the median of those is 4; three rounds are too few for an interval
+    visits = [Visit("a", round, tuple(int(ms * 1e6) for ms in (9, q, q, 9, q))) for round, q in enumerate((2, 4, 6))]
+    found = summarize(visits)
+    assert (found.latency_ms, found.n, found.rounds) == (4.0, 15, 3)
+    assert (found.low_ms, found.high_ms) == (0.0, math.inf)
+    assert found.median_ms == 6.0 and found.p90_ms == 9.0
+
+
+def test_interval_is_the_binomial_one():
+    # ten rounds: ranks 2 and 9 (1-based) bound the median with 1 - 2 * (1 + 10) / 1024 = 97.9 %
+    found = summarize(Visit("a", round, (1_000_000 * (round + 1),)) for round in range(10))
+    assert (found.low_ms, found.high_ms, found.latency_ms) == (2.0, 9.0, 5.5)
+
+
+def test_interval_covers_the_median():
+    rng = random.Random(0)
+    covered = 0
+    for _ in range(400):
+        found = summarize(Visit("a", round, (int(1e6 * math.exp(rng.gauss(0, 0.3))),)) for round in range(15))
+        covered += found.low_ms <= 1.0 <= found.high_ms
+    assert covered / 400 >= 0.93
+
+
+def test_drift_is_seen_and_taken_out():
+    slow = {0: 1.0, 1: 1.5, 2: 1.0, 3: 1.0}
+    visits = [Visit(key, r, (int(base * f * 1e6),)) for r, f in slow.items() for key, base in (("a", 1), ("b", 4), ("c", 2))]
+    assert drift_of_rounds(visits, ["a", "b"]) == pytest.approx(slow)
+    drift = drift_of_rounds(visits, ["a", "b"])
+    spoilt = [visit for visit in visits if visit.key == "c"]
+    assert summarize(spoilt, drift).high_ms == summarize(spoilt).high_ms == math.inf
+    assert summarize(spoilt[1:2], drift).latency_ms == pytest.approx(2.0, abs=1e-5)
+
+
+def test_scaling_scales_every_time():
+    found = scaled(summarize(Visit("a", round, (1_000_000, 3_000_000)) for round in range(8)), 2.0)
+    assert (found.latency_ms, found.low_ms, found.high_ms, found.median_ms, found.p90_ms) == (2.0, 2.0, 2.0, 4.0, 6.0)
+    assert found.n == 16
+
+
+class SteadyDevice:
+    """A device whose models take a fixed time, with a little noise; counts how it was used."""
+
+    def __init__(self, noise):
+        self.noise, self.closed = noise, False
+
+    def visits(self, device, models, plan):
+        rng = random.Random(0)
+        try:
+            for round in range(plan.rounds):
+                for key in plan.order([model.key for model in models], round):
+                    yield Visit(key, round, tuple(int(1e6 * rng.uniform(1, 1 + self.noise)) for _ in range(plan.runs)))
+        finally:
+            self.closed = True
+
+
+MODELS = [Model(key, b"") for key in KEYS]
+
+
+def test_measuring_stops_when_the_intervals_are_narrow():
+    device = SteadyDevice(noise=0.001)
+    visits = list(measure(device, Device("x", "host"), MODELS, Plan(rounds=30), Stop(halfwidth=0.02, seconds=1e9, min_rounds=8)))
+    assert max(visit.round for visit in visits) == 7  # whole rounds 0 to 7
+    assert device.closed
+
+
+def test_measuring_goes_to_the_end_where_it_is_noisy():
+    visits = list(
+        measure(SteadyDevice(noise=3.0), Device("x", "host"), MODELS, Plan(rounds=12), Stop(halfwidth=0.001, seconds=1e9))
+    )
+    assert Counter(visit.key for visit in visits)["op1"] >= 12
+
+
+def test_measuring_stops_when_the_time_is_spent():
+    device = SteadyDevice(noise=1.0)
+    visits = list(measure(device, Device("x", "host"), MODELS, Plan(rounds=30), Stop(seconds=0.0)))
+    assert {visit.round for visit in visits} == {0}  # the round that was under way is whole
+    assert device.closed

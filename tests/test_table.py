@@ -1,0 +1,134 @@
+"""Tables: what is appended reads back, and what is broken is named with its line."""
+
+import json
+import math
+
+import pytest
+
+from dna_deploy.errors import TableError
+from dna_deploy.table import SHIPPED, Header, LatencyTable, Published, Session, VisitRow, appending, create, find_table, tables
+from profilers import Visit, summarize
+
+KEY = "conv(hw=8, cin=3, cout=4, kernel=1)"
+HEADER = Header("board", "test", {"name": "board", "kind": "host"}, {"threads": 1})
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "board.jsonl"
+    create(path, HEADER)
+    return path
+
+
+def _fill(path, rounds=8):
+    with appending(path) as out:
+        out.add(Session("2026-01-01T00:00:00Z", 0, [KEY]))
+        for round in range(rounds):
+            out.add(VisitRow(KEY, round, [1_000_000 + round, 1_100_000]))
+            out.add(VisitRow("other", round, [2_000_000]))
+
+
+def test_what_is_appended_reads_back_before_and_after_compacting(path):
+    _fill(path)
+    before = LatencyTable.load(path)
+    with appending(path) as out:
+        out.compact()
+    after = LatencyTable.load(path)
+    assert before.measurements == after.measurements
+    assert before.sessions == after.sessions
+    assert {key: sorted(v.ns for v in visits) for key, visits in before.visits.items()} == {
+        key: sorted(v.ns for v in visits) for key, visits in after.visits.items()
+    }
+    assert len(path.read_text().splitlines()) == 4  # header, session, two rows
+    row = json.loads(path.read_text().splitlines()[2])
+    assert row["key"] == KEY and row["latency_ms"] == pytest.approx(1.0, abs=1e-3) and row["n"] == 16
+
+
+def test_the_estimate_is_the_protocols(path):
+    _fill(path)
+    table = LatencyTable.load(path)
+    visits = [Visit("other", round, (2_000_000,)) for round in range(8)]
+    assert table.measurements["other"].latency_ms == pytest.approx(summarize(visits, table.drift).latency_ms)
+    assert table.next_round == 8
+
+
+def test_published_rows_survive_compacting(path):
+    with appending(path) as out:
+        out.add(Published("a", 2.5, 0.1, 100))
+        out.compact()
+    assert json.loads(path.read_text().splitlines()[1]) == {"key": "a", "latency_ms": 2.5, "std_ms": 0.1, "n": 100}
+    found = LatencyTable.load(path).measurements["a"]
+    assert (found.low_ms, found.high_ms) == pytest.approx((2.5 - 0.0196, 2.5 + 0.0196))
+
+
+def test_a_cut_last_line_is_named_and_repaired_by_the_next_writer(path):
+    _fill(path)
+    whole = path.read_text()
+    path.write_text(whole[:-9])
+    with pytest.raises(TableError, match=r"line 18: cut off; run dna-profile"):
+        LatencyTable.load(path)
+    with appending(path):
+        pass
+    assert path.read_text() == whole[: whole[:-9].rindex("\n") + 1]
+    assert LatencyTable.load(path).measurements["other"].rounds == 7
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"key": "a", "latency_ms": NaN, "std_ms": null, "n": 1}', "latency_ms"),
+        ('{"key": "a", "latency_ms": -1, "std_ms": null, "n": 1}', "expected a positive"),
+        ('{"key": "a", "round": 0, "ns": [0]}', "zero or less"),
+        ('{"key": "a", "round": 0, "ns": []}', "zero or less"),
+        ('{"key": "a", "latency_ms": 1.0}', "std_ms"),
+        ('{"key": "a", "latency_ms": 1.0, "std_ms": null, "n": 1, "note": "x"}', "note"),
+        ('{"key": "a", ', "not JSON"),
+        ('["a"]', "expected an object"),
+    ],
+)
+def test_a_broken_row_is_named_with_its_line(path, line, says):
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(TableError, match=says) as caught:
+        LatencyTable.load(path)
+    assert "line 2" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_duplicates_another_schema_and_no_file_are_refused(path, tmp_path):
+    row = json.dumps({"key": "a", "latency_ms": 1.0, "std_ms": None, "n": 1}) + "\n"
+    good = path.read_text()
+    path.write_text(good + row + row)
+    with pytest.raises(TableError, match="twice"):
+        LatencyTable.load(path)
+    path.write_text(good.replace("latency-table/1", "latency-table/9"))
+    with pytest.raises(TableError, match="this version reads"):
+        LatencyTable.load(path)
+    path.write_text("")
+    with pytest.raises(TableError, match="empty"):
+        LatencyTable.load(path)
+    with pytest.raises(TableError, match="cannot be read"):
+        LatencyTable.load(tmp_path / "none.jsonl")
+
+
+def test_two_writers_at_once_are_refused(path):
+    with appending(path), pytest.raises(TableError, match="another dna-profile"), appending(path):
+        pass
+
+
+def test_tables_are_found_by_name_own_before_shipped(workdir):
+    assert find_table("pixel1") == SHIPPED / "pixel1.jsonl"
+    own = workdir / "latency_tables" / "pixel1.jsonl"
+    create(own, HEADER)
+    assert find_table("pixel1").resolve() == own
+    assert tables()["pixel1"].resolve() == own
+    with pytest.raises(TableError, match="dna-profile --device toaster"):
+        find_table("toaster")
+    with pytest.raises(TableError, match="no such table"):
+        find_table("nowhere/x.jsonl")
+
+
+def test_an_interval_needs_six_rounds(path):
+    _fill(path, rounds=5)
+    assert LatencyTable.load(path).measurements[KEY].high_ms == math.inf
+    with appending(path) as out:
+        out.compact()
+    assert json.loads(path.read_text().splitlines()[2])["high_ms"] is None
