@@ -180,14 +180,17 @@ def epoch_batches(count: int, size: int, seed: int, epoch: int) -> "list[list[in
     return [order[start : start + size] for start in range(0, count - size + 1, size)]
 
 
-def open_source(spec: str) -> Source:
-    """The data set `spec` names: `elpv`, `digits`, a folder with one folder a class, or a name timm.data reads."""
+def open_source(spec: str, root: str | None = None) -> Source:
+    """The data set `spec` names: `elpv`, `digits`, a folder with one folder a class, or a name timm.data reads.
+
+    `root` is where the files of the latter lie, for those that need to be told.
+    """
     if spec in _KNOWN:
         return _KNOWN[spec]()
     if Path(spec).is_dir():
         return _folder(Path(spec))
     if "/" in spec and not spec.startswith((".", "/")):
-        return _timm(spec)
+        return _timm(spec, root)
     raise DataError(
         f"--data {spec}: no such folder; expected a folder with one folder a class, one of {', '.join(_KNOWN)}, "
         "or a timm data set such as hfds/NAME, torch/cifar10 or wds/..."
@@ -264,22 +267,57 @@ def _digits() -> Source:
     return Source("digits", tuple("0123456789"), tuple(int(label) for label in found.target), open_array)
 
 
-def _timm(spec: str) -> Source:
-    """What timm's create_dataset reads: `hfds/NAME`, `torch/NAME`, `wds/...`, `tfds/NAME`."""
+def _timm(spec: str, root: str | None) -> Source:
+    """What timm's create_dataset reads: `hfds/...`, `torch/...`, `wds/...`, `tfds/...`; a validation split is the test set."""
     from timm.data import create_dataset
 
-    parts = {}
+    parts: list[tuple[Any, list[int]]] = []
     for name in ("train", "validation"):
         try:
-            parts[name] = create_dataset(spec, root=None, split=name)
+            part = create_dataset(spec, root=root, split=name, is_training=name == "train")
+            parts.append(_indexed(part))
         except Exception as error:  # each backend has errors of its own
             if name == "train":
-                raise DataError(f"--data {spec}: timm cannot open it ({error})") from error
-    samples = [(part, index, name == "validation") for name, part in parts.items() for index in range(len(part))]
-    labels = [int(part[index][1]) for part, index, _ in samples]
-    fixed = frozenset(place for place, (_, _, is_test) in enumerate(samples) if is_test)
-    classes = tuple(str(label) for label in range(max(labels) + 1))
-    return Source(spec, classes, tuple(labels), lambda i: samples[i][0][samples[i][1]][0], fixed)
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+                hint = "" if root else "; give --data-root where the files are"
+                raise DataError(f"--data {spec}: timm cannot open it ({reason}){hint}") from error
+    train, train_labels = parts[0]
+    test, test_labels = parts[1] if len(parts) > 1 else (train, [])
+    if test_labels == train_labels and spec.endswith("folder"):
+        test_labels = []  # a plain folder answers to every split name
+    labels = train_labels + test_labels
+    count = len(train_labels)
+
+    def open_sample(index: int) -> Any:
+        return train[index][0] if index < count else test[index - count][0]
+
+    fixed = frozenset(range(count, len(labels)))
+    return Source(spec, tuple(map(str, range(max(labels) + 1))), tuple(labels), open_sample, fixed)
+
+
+def _indexed(part: Any) -> tuple[Any, list[int]]:
+    """A data set that can be indexed, and its labels; a stream is read once and kept as compressed images."""
+    import io
+
+    if hasattr(part, "targets"):
+        return part, [int(label) for label in part.targets]
+    if hasattr(part, "__getitem__") and hasattr(getattr(part, "reader", None), "samples"):
+        return part, [int(label) for _, label in part.reader.samples]
+    if hasattr(part, "__getitem__") and not hasattr(part, "set_loader_cfg"):
+        return part, [int(part[index][1]) for index in range(len(part))]
+    kept: list[tuple[bytes, int]] = []
+    for image, label in part:
+        encoded = io.BytesIO()
+        image.save(encoded, "png")
+        kept.append((encoded.getvalue(), int(label)))
+
+    class Kept:
+        def __getitem__(self, index: int) -> tuple[Any, int]:
+            from PIL import Image
+
+            return Image.open(io.BytesIO(kept[index][0])), kept[index][1]
+
+    return Kept(), [label for _, label in kept]
 
 
 _KNOWN: dict[str, Callable[[], Source]] = {"elpv": _elpv, "digits": _digits}

@@ -33,7 +33,9 @@ def export(pick: Pick, format: str, limits: Limits, output: Path | None = None) 
     from dna_deploy.train import logits_of
 
     exporter: Exporter = find("exporters", format)
-    run, arch = pick.run, Architecture.load(pick.architecture)
+    run = pick.run
+    find("spaces", run.asked.space)  # a space of the user's own is known by its name from here on
+    arch = Architecture.load(pick.architecture)
     if not pick.weights.exists():
         raise RunError(f"{pick.weights}: no weights there; run the same dna-search again, it trains the found network")
     network = arch.module()
@@ -45,7 +47,7 @@ def export(pick: Pick, format: str, limits: Limits, output: Path | None = None) 
     say(f"exporting {pick.folder} to {path}")
     exporter.export(network, contract, path)
 
-    source = open_source(run.asked.data)
+    source = open_source(run.asked.data, run.asked.data_root)
     images = Images(source, load_split(run.split, source).test, arch.space.image_size)
     preprocessing = Preprocessing(tuple(report.mean), tuple(report.std))  # type: ignore[arg-type]
     reference, runs = logits_of(network, images, preprocessing).numpy(), exporter.load(path)

@@ -21,7 +21,7 @@ def parse(kind: type[T], values: object, where: str) -> T:
     from pydantic import ValidationError
 
     try:
-        found: T = _checker(kind).validate_python(values)
+        found: T = _checker(kind).validate_python(values)  # type: ignore[arg-type]
         return found
     except ValidationError as error:
         first = error.errors()[0]
@@ -30,7 +30,7 @@ def parse(kind: type[T], values: object, where: str) -> T:
 
 
 @cache
-def _checker(kind: type[Any]) -> Any:
+def _checker(kind: Any) -> Any:
     from pydantic import ConfigDict, TypeAdapter
 
     kind.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)

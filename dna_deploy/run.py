@@ -30,6 +30,7 @@ class Asked:
     teacher_weights: str | None
     cut: list[str]
     data: str
+    data_root: str | None
     space: str
     image_size: int
     teacher_epochs: int

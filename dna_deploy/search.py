@@ -25,6 +25,8 @@ from dna_deploy.space import SearchSpace
 from profilers import Model
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from dna_deploy.teacher import Teacher
 
 
@@ -38,7 +40,7 @@ class Found:
 
 def search(asked: Asked, name: str | None, predictor: LatencyPredictor, budget_ms: float) -> Found:
     """Everything up to the exact pick. Stages that an earlier call finished are read, not done again."""
-    source = open_source(asked.data)
+    source = open_source(asked.data, asked.data_root)
     space: SearchSpace = find("spaces", asked.space).at(asked.image_size, len(source.classes))
     predictor.require(space)
     require_feasible(space, predictor, budget_ms)
@@ -209,30 +211,20 @@ def plot_front(path: Path, front: Front, best: int, budget_ms: float, device: st
 
 def finish(found: Found, predictor: LatencyPredictor, epochs: int) -> Student:
     """Give the network its block weights, train it under the teacher, test it, and measure it where the device is at hand."""
-    from dna_deploy.checkpoint import load_checkpoint, save_checkpoint
-    from dna_deploy.supernet import Supernet
-    from dna_deploy.train import Training, accuracy, logits_of, settle_statistics, train
+    from dna_deploy.checkpoint import save_checkpoint
+    from dna_deploy.train import accuracy, logits_of
 
-    run, asked = found.pick.run, found.pick.run.asked
-    source = open_source(asked.data)
-    parts, space = splits(run, source), found.architecture.space
-    teacher = prepare_teacher(run, source, parts, space)
-    supernet = Supernet(space, teacher)
-    if not run.supernet.exists():
-        raise MachineError(f"{run.supernet}: the block weights are gone; delete {run.ratings} and run dna-search again")
-    load_checkpoint(run.supernet, supernet)
-    network = supernet.build(found.architecture).to(_device())
-    images = Images(source, parts.train, asked.image_size)
-    settle_statistics(network, images, teacher.preprocessing, range(min(512, len(images))))
-    how = Training(epochs=epochs, seed=asked.seed)
+    run, arch = found.pick.run, found.architecture
+    source = open_source(run.asked.data, run.asked.data_root)
+    parts = splits(run, source)
+    teacher = prepare_teacher(run, source, parts, arch.space)
     partial = found.pick.folder / "student-training.safetensors"
-    train(network, images, teacher.preprocessing, how, partial, "training the found network", teacher.model)
+    network = inherit_and_train(run, source, parts, teacher, arch, epochs, partial)
     save_checkpoint(found.pick.weights, network, None, epochs)
     partial.unlink(missing_ok=True)
-    test = Images(source, parts.test, asked.image_size)
-    report = read_json(run.teacher_report, TeacherReport)
+    test = Images(source, parts.test, run.asked.image_size)
     reached = accuracy(logits_of(network, test, teacher.preprocessing), test.labels)
-    arch = found.architecture
+    report = read_json(run.teacher_report, TeacherReport)
     measured = measure_whole(predictor.table, [Model(arch.key, onnx_of(arch.ops))])
     ms = measured[arch.key].measurement if measured else None
     student = Student(
@@ -246,6 +238,27 @@ def finish(found: Found, predictor: LatencyPredictor, epochs: int) -> Student:
     )
     write_json(found.pick.student, student)
     return student
+
+
+def inherit_and_train(
+    run: Run, source: Source, parts: Split, teacher: "Teacher", arch: Architecture, epochs: int, checkpoint: Path
+) -> "nn.Sequential":
+    """A network of the run's space with the weights its blocks learned, then trained whole under the teacher."""
+    from dna_deploy.checkpoint import load_checkpoint
+    from dna_deploy.supernet import Supernet
+    from dna_deploy.train import Guide, Training, settle_statistics, train
+
+    supernet = Supernet(arch.space, teacher)
+    if not run.supernet.exists():
+        raise MachineError(f"{run.supernet}: the block weights are gone; delete {run.ratings} and run dna-search again")
+    load_checkpoint(run.supernet, supernet)
+    network = supernet.build(arch).to(_device())
+    images = Images(source, parts.train, run.asked.image_size)
+    settle_statistics(network, images, teacher.preprocessing, range(min(512, len(images))))
+    guide = Guide(teacher, supernet.adapters(arch).to(_device()))
+    how = Training(epochs=epochs, seed=run.asked.seed)
+    train(network, images, teacher.preprocessing, how, checkpoint, "training the found network", guide)
+    return network
 
 
 def _device() -> str:

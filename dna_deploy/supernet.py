@@ -115,6 +115,11 @@ class Supernet(nn.Module):
             at, arriving = at + len(own), part.leave[candidate.cell.name]
         return network
 
+    def adapters(self, arch: Architecture) -> nn.ModuleList:
+        """What takes the outputs of that network's blocks to the teacher's widths, one for each cut there is."""
+        leaves = [part.leave[candidate.cell.name] for part, candidate in zip(self.pieces, self._chosen(arch), strict=True)]
+        return nn.ModuleList(leaves[:-1])
+
     def _chosen(self, arch: Architecture) -> list[Candidate]:
         by_name = {block.name: candidate for block, candidate in zip(arch.space.blocks, arch.candidates, strict=True)}
         return [by_name[part.piece.block.name] for part in self.pieces]

@@ -251,17 +251,13 @@ def cut(model: "nn.Module", space: SearchSpace, names: Sequence[str] = ()) -> "t
                     f"the teacher has {len(here)} modules at {hw} px to cut behind, space {space.name} ends {count} blocks "
                     f"there; modules seen: {seen}"
                 )
-            lasts = [a for a, b in zip(here, [*here[1:], None], strict=True) if b is None or _stage(a) != _stage(b)]
-            here = lasts if len(lasts) == count else here
+            stages = [a for a, b in zip(here, [*here[1:], None], strict=True) if b is None or a.channels != b.channels]
+            here = stages if len(stages) == count else here
             chosen += [here[round((j + 1) * len(here) / count) - 1] for j in range(count)]
     for place, hw, block in zip(chosen, ends, space.blocks, strict=False):
         if place is not None and place.hw != hw:
             raise TeacherError(f"{place.name} ends at {place.hw} px, block {block.name} of {space.name} at {hw} px")
     return tuple(chosen)
-
-
-def _stage(place: Place) -> str:
-    return place.name.rpartition(".")[0]
 
 
 @contextmanager

@@ -11,9 +11,10 @@ from torch.nn import functional
 
 from dna_deploy.checkpoint import load_checkpoint, save_checkpoint
 from dna_deploy.data import Images, Preprocessing, augmented, epoch_batches
-from dna_deploy.distill import set_rate
+from dna_deploy.distill import noise_to_signal, set_rate
 from dna_deploy.errors import MachineError
 from dna_deploy.progress import bar
+from dna_deploy.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,35 @@ class Training:
     batch: int = 32
     learning_rate: float = 1e-3
     weight_decay: float = 0.02
-    teacher_share: float = 0.7  # of the loss that comes from the teacher's logits, the rest from the labels
+    teacher_share: float = 0.7  # of the loss on the logits that comes from the teacher's, the rest from the labels
     temperature: float = 2.0
+    feature_share: float = 0.5  # weight of the noise-to-signal ratio of the features, averaged over the cuts
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Guide:
+    """A teacher to imitate while training: its logits, and its features at every cut.
+
+    `adapters` take the student's block outputs to the teacher's widths, one for each cut there is; they are trained along
+    and dropped in the end.
+    """
+
+    teacher: Teacher
+    adapters: nn.ModuleList
+
+    def loss(self, network: nn.Sequential, x: torch.Tensor, labels: torch.Tensor, how: Training) -> torch.Tensor:
+        *features, taught = self.teacher.features(x)
+        outputs = []
+        for block, cut in zip(network.children(), (*self.teacher.cuts, None), strict=True):
+            x = block(x)
+            if cut is not None:
+                outputs.append(x)
+        loss = functional.cross_entropy(x, labels) * (1 - how.teacher_share)
+        loss = loss + how.teacher_share * _divergence(x, taught, how.temperature)
+        for adapter, output, feature in zip(self.adapters, outputs, features, strict=True):
+            loss = loss + how.feature_share / len(features) * noise_to_signal(adapter(output), feature)
+        return loss
 
 
 def train(
@@ -36,15 +63,15 @@ def train(
     how: Training,
     checkpoint: Path,
     text: str,
-    teacher: nn.Module | None = None,
+    guide: Guide | None = None,
 ) -> None:
     """Train in place; continues from `checkpoint`, written after every epoch, and leaves the weights in eval mode."""
-    network.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=how.learning_rate, weight_decay=how.weight_decay)
-    first = load_checkpoint(checkpoint, network, optimizer)
+    trained = nn.ModuleDict({"network": network, "adapters": guide.adapters if guide else nn.ModuleList()})
+    trained.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=how.learning_rate, weight_decay=how.weight_decay)
+    first = load_checkpoint(checkpoint, trained, optimizer)
     steps = len(epoch_batches(len(images), how.batch, how.seed, 0))
     device = next(network.parameters()).device
-    labels = images.labels
     with bar(text, how.epochs * steps) as advance:
         advance(first * steps)
         for epoch in range(first, how.epochs):
@@ -52,22 +79,20 @@ def train(
             for number, places in enumerate(epoch_batches(len(images), how.batch, how.seed, epoch)):
                 at = epoch * steps + number
                 x = preprocessing(augmented(images.batch(places), how.seed * 1_000_003 + at)).to(device)
+                labels = images.labels[places].to(device)
                 set_rate(optimizer, how.learning_rate, at / (how.epochs * steps))
                 optimizer.zero_grad(set_to_none=True)
-                logits = network(x)
-                loss = functional.cross_entropy(
-                    logits, labels[places].to(device), label_smoothing=0.1 if teacher is None else 0.0
-                )
-                if teacher is not None:
-                    with torch.no_grad():
-                        taught = teacher(x)
-                    loss = (1 - how.teacher_share) * loss + how.teacher_share * _divergence(logits, taught, how.temperature)
+                if guide is None:
+                    loss = functional.cross_entropy(network(x), labels, label_smoothing=0.1)
+                else:
+                    assert isinstance(network, nn.Sequential)
+                    loss = guide.loss(network, x, labels, how)
                 loss.backward()  # type: ignore[no-untyped-call]
                 if not math.isfinite(loss.detach()):
                     raise MachineError(f"{text}: the loss became {loss.item()} in epoch {epoch + 1}; lower the learning rate")
                 optimizer.step()
                 advance(1)
-            save_checkpoint(checkpoint, network, optimizer, epoch + 1)
+            save_checkpoint(checkpoint, trained, optimizer, epoch + 1)
     network.eval()
 
 

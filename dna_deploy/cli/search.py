@@ -15,6 +15,7 @@ from dna_deploy.cli._command import Latency, command
 @click.option("--teacher-weights", type=click.Path(path_type=Path), help="Its checkpoint: .safetensors, or a .pth state dict.")
 @click.option("--cut", default="", help="Teacher modules to cut behind, with commas; found automatically if left out.")
 @click.option("--data", default="elpv", help="Image folder, elpv, digits, or a name timm.data reads (hfds/..., torch/...).")
+@click.option("--data-root", help="Where the files of a timm data set lie.")
 @click.option("--space", default="mobile", help="Search space: a name, or a path ending in .py.")
 @click.option("--image-size", default=224, help="Input side in pixels.")
 @click.option("--run", "name", help="Run folder under runs/; named after data, space and size if left out.")
@@ -32,6 +33,7 @@ def main(
     teacher_weights: Path | None,
     cut: str,
     data: str,
+    data_root: str | None,
     space: str,
     image_size: int,
     name: str | None,
@@ -59,6 +61,7 @@ def main(
         teacher_weights=str(teacher_weights) if teacher_weights else None,
         cut=[part for part in cut.split(",") if part],
         data=data,
+        data_root=data_root,
         space=space,
         image_size=image_size,
         teacher_epochs=teacher_epochs,

@@ -1,0 +1,162 @@
+"""Data: splits, decoding, augmentation, and the answers to data that cannot be used."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dna_deploy.data import Images, Preprocessing, augmented, epoch_batches, load_split, open_source, save_split, split
+from dna_deploy.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return open_source("digits")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of ten 12x8 images: red and blue."""
+    for name, colour in (("blue", (0, 0, 255)), ("red", (255, 0, 0))):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for number in range(10):
+            Image.new("RGB", (12, 8), colour).save(tmp_path / "set" / name / f"{number}.png")
+    return tmp_path / "set"
+
+
+def test_the_split_is_stratified_disjoint_and_always_the_same(digits):
+    made = split(digits)
+    parts = [made.train, made.held_out, made.test]
+    assert sorted(sum(parts, [])) == list(range(1797))
+    assert split(digits) == made != split(digits, seed=1)
+    for part in parts:
+        counts = np.bincount([digits.labels[i] for i in part])
+        assert counts.min() > 0.8 * counts.max()
+
+
+def test_a_split_is_kept_and_refused_for_other_data(digits, folder, tmp_path):
+    save_split(tmp_path / "split.json", split(digits))
+    assert load_split(tmp_path / "split.json", digits) == split(digits)
+    with pytest.raises(DataError, match="1797 images of digits"):
+        load_split(tmp_path / "split.json", open_source(str(folder)))
+
+
+def test_a_folder_is_read_by_class(folder):
+    source = open_source(str(folder))
+    assert source.classes == ("blue", "red") and source.labels == (0,) * 10 + (1,) * 10
+    images = Images(source, [0, 19], size=8)
+    batch = images.batch([0, 1])
+    assert batch.shape == (2, 3, 8, 8) and batch.dtype == torch.uint8
+    assert batch[0, :, 4, 4].tolist() == [0, 0, 255] and batch[1, :, 4, 4].tolist() == [255, 0, 0]
+    assert images.labels.tolist() == [0, 1]
+
+
+def test_a_publishers_test_set_stays_the_test_set(folder, tmp_path):
+    root = tmp_path / "published"
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            (root / part / name).mkdir(parents=True)
+            for number in range(6):
+                Image.new("L", (8, 8), number).save(root / part / name / f"{number}.png")
+    source = open_source(str(root))
+    made = split(source)
+    assert set(made.test) == source.fixed_test and len(made.test) == 12
+    assert not set(made.test) & set(made.train + made.held_out)
+
+
+def test_decoding_cuts_the_centre_at_the_right_scale(tmp_path):
+    wide = np.zeros((10, 30, 3), np.uint8)
+    wide[:, 10:20] = 200  # the centre square is light, the sides are dark
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    for name in "ab":
+        for number in range(4):
+            Image.fromarray(wide).save(tmp_path / name / f"{number}.png")
+    batch = Images(open_source(str(tmp_path)), [0], size=10).batch([0])
+    assert batch.min() == 200
+
+
+def test_an_unreadable_image_is_named(folder):
+    (folder / "red" / "3.png").write_bytes(b"not an image")
+    source = open_source(str(folder))
+    with pytest.raises(DataError, match=r"red/3\.png: not a readable image"):
+        Images(source, range(20), size=8).batch([0])
+
+
+@pytest.mark.parametrize("spec", ["nowhere", "./nowhere"])
+def test_data_that_does_not_exist(spec):
+    with pytest.raises(DataError, match="no such folder; expected"):
+        open_source(spec)
+
+
+def test_one_class_and_empty_folders_are_refused(tmp_path):
+    (tmp_path / "only").mkdir()
+    with pytest.raises(DataError, match="no images"):
+        open_source(str(tmp_path))
+    for number in range(4):
+        Image.new("RGB", (8, 8)).save(tmp_path / "only" / f"{number}.png")
+    with pytest.raises(DataError, match="all 4 images are of one class"):
+        open_source(str(tmp_path))
+
+
+def test_a_class_too_small_to_split_is_refused(folder):
+    for number in range(7):
+        (folder / "red" / f"{number}.png").unlink()
+    with pytest.raises(DataError, match="only 3 images"):
+        split(open_source(str(folder)))
+
+
+def test_preprocessing_by_hand():
+    batch = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 3, 1, 1)
+    x = Preprocessing((0.5, 0.5, 0.0), (0.5, 0.5, 0.1))(batch)
+    assert x.flatten().tolist() == pytest.approx([-1.0, 1.0, 2.0])
+
+
+def test_augmentation_repeats_with_its_seed_and_only_moves_pixels():
+    batch = torch.arange(4 * 3 * 16 * 16, dtype=torch.float).remainder(251).to(torch.uint8).view(4, 3, 16, 16)
+    once = augmented(batch, seed=7)
+    assert torch.equal(once, augmented(batch, seed=7)) and not torch.equal(once, augmented(batch, seed=8))
+    assert once.shape == batch.shape and once.dtype == torch.uint8
+    flat = torch.full((5, 3, 16, 16), 9, dtype=torch.uint8)
+    assert torch.equal(augmented(flat, seed=0), flat)
+    for image in range(4):  # a shift by at most an eighth, mirrored or not, moves the centre pixel to a known place
+        centre = once[image, :, 8, 8]
+        around = batch[image, :, 5:12, 4:12].flatten(1)
+        assert (around == centre[:, None]).all(0).any()
+
+
+def test_epochs_visit_every_image_once_in_another_order():
+    first, second = epoch_batches(100, 32, seed=0, epoch=0), epoch_batches(100, 32, seed=0, epoch=1)
+    assert [len(batch) for batch in first] == [32, 32, 32]
+    assert len(set(sum(first, []))) == 96 and first != second
+    assert first == epoch_batches(100, 32, seed=0, epoch=0)
+    assert epoch_batches(10, 32, seed=0, epoch=0) == [sorted(range(10), key=epoch_batches(10, 32, seed=0, epoch=0)[0].index)]
+
+
+def test_the_solar_cells_are_there():
+    pytest.importorskip("elpv_dataset")
+    source = open_source("elpv")
+    assert len(source.labels) == 2624 and len(source.classes) == 4 and "NC" in source.licence
+    batch = Images(source, [0, 2623], size=32).batch([0, 1])
+    assert batch.float().std() > 1
+
+
+def test_a_timm_data_set_is_read_like_a_folder(folder):
+    source = open_source("torch/image_folder", str(folder))
+    assert source.labels == open_source(str(folder)).labels and not source.fixed_test
+    assert Images(source, [0, 19], 8).batch([0, 1])[:, :, 4, 4].tolist() == [[0, 0, 255], [255, 0, 0]]
+    with pytest.raises(DataError, match="timm cannot open it"):
+        open_source("torch/image_folder", str(folder / "nowhere"))
+    with pytest.raises(DataError, match="--data-root"):
+        open_source("torch/nothing")
+
+
+def test_a_stream_is_read_once_and_kept():
+    class Stream:
+        def __iter__(self):
+            yield from ((Image.new("RGB", (4, 4), (label * 50,) * 3), label) for label in (0, 1, 2))
+
+    from dna_deploy.data import _indexed
+
+    part, labels = _indexed(Stream())
+    assert labels == [0, 1, 2] and np.asarray(part[2][0])[0, 0].tolist() == [100] * 3

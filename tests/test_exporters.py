@@ -1,0 +1,103 @@
+"""Every exporter writes a network and runs what it wrote; ONNX files are clean."""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from dna_deploy.arch import sample
+from dna_deploy.errors import CheckFailed
+from dna_deploy.exporters._exporter import Contract
+from dna_deploy.exporters.onnx import check, clean
+from dna_deploy.graph import OPSET
+from dna_deploy.plugins import find, names
+
+CONTRACT = Contract(32, (0.5, 0.4, 0.3), (0.5, 0.6, 0.7), tuple("abcdefghij"))
+
+
+@pytest.fixture
+def network(tiny):
+    torch.manual_seed(0)
+    network = sample(tiny, random.Random(0)).module()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+            torch.nn.init.normal_(module.running_mean)
+    return network.eval()
+
+
+@pytest.mark.parametrize("name", names("exporters"))
+def test_what_is_exported_runs_and_agrees(network, tmp_path, name):
+    exporter = find("exporters", name)
+    path = tmp_path / f"model{exporter.suffix}"
+    exporter.export(network, CONTRACT, path)
+    run = exporter.load(path)
+    for batch in (1, 2, 5):
+        x = torch.randn(batch, 3, 32, 32)
+        with torch.no_grad():
+            np.testing.assert_allclose(run(x.numpy()), network(x).numpy(), atol=1e-4)
+
+
+@pytest.fixture
+def exported(network, tmp_path):
+    path = tmp_path / "model.onnx"
+    find("exporters", "onnx").export(network, CONTRACT, path)
+    return path
+
+
+def test_the_onnx_file_is_clean(exported):
+    model = onnx.load(exported)
+    assert [entry.version for entry in model.opset_import] == [OPSET]
+    assert not {"BatchNormalization", "Dropout"} & {node.op_type for node in model.graph.node}
+    content = exported.read_bytes()
+    for word in (str(Path.home()), sys.prefix, "stack_trace", "site-packages", __file__):
+        assert word.encode() not in content
+    scopes = {entry.value for node in model.graph.node for entry in node.metadata_props}
+    assert any("b1.0" in scope for scope in scopes)  # which module a node came from stays known
+    assert len(list(exported.parent.iterdir())) == 1
+
+
+def test_the_onnx_file_carries_its_contract(exported):
+    entries = {entry.key: json.loads(entry.value) for entry in onnx.load(exported).metadata_props}
+    assert entries["dna_deploy.labels"] == list("abcdefghij")
+    described = entries["dna_deploy.input"]
+    assert described["mean"] == [0.5, 0.4, 0.3] and described["std"] == [0.5, 0.6, 0.7]
+    assert described["shape"] == ["batch", 3, 32, 32] and described["colour"] == "RGB"
+
+
+def test_exporting_twice_gives_the_same_bytes(network, exported, tmp_path):
+    again = tmp_path / "again.onnx"
+    find("exporters", "onnx").export(network, CONTRACT, again)
+    assert again.read_bytes() == exported.read_bytes()
+
+
+def test_the_network_is_left_as_it_was(network, tmp_path):
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    find("exporters", "onnx").export(network.train(), CONTRACT, tmp_path / "m.onnx")
+    assert network.training and all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+def test_what_must_not_be_exported_is_refused(exported):
+    good = onnx.load(exported)
+
+    trained = onnx.ModelProto.FromString(good.SerializeToString())
+    trained.graph.node.append(onnx.helper.make_node("Dropout", [good.graph.node[0].output[0]], ["dropped"], name="drop1"))
+    with pytest.raises(CheckFailed, match="drop1"):
+        check(trained, exported)
+
+    older = onnx.ModelProto.FromString(good.SerializeToString())
+    older.opset_import[0].version = OPSET + 1
+    with pytest.raises(CheckFailed, match=f"opset {OPSET + 1}, asked for {OPSET}"):
+        check(older, exported)
+
+    telling = onnx.ModelProto.FromString(good.SerializeToString())
+    telling.graph.node[0].doc_string = f"{Path.cwd()}/network.py, line 3"
+    with pytest.raises(CheckFailed, match="names the folder"):
+        check(telling, exported)
+    clean(telling)
+    check(telling, exported)

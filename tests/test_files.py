@@ -1,0 +1,57 @@
+"""Files: atomic, strict, and one line where the disk is full."""
+
+import errno
+from dataclasses import dataclass
+
+import pytest
+
+from dna_deploy.errors import MachineError, RequestError
+from dna_deploy.files import read_json, sha256, write_atomic, write_json, write_text
+
+
+@dataclass(frozen=True)
+class Thing:
+    name: str
+    size: float | None
+
+
+def test_json_reads_back(tmp_path):
+    write_json(tmp_path / "deep" / "thing.json", Thing("a", 1.5))
+    assert read_json(tmp_path / "deep" / "thing.json", Thing) == Thing("a", 1.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [('{"name": "a"}', "size"), ('{"name": 1, "size": 2}', "name"), ('{"name": "a", "size": 1, "x": 1}', "x"), ("{", "not JSON")],
+)
+def test_wrong_json_names_the_field(tmp_path, text, says):
+    (tmp_path / "t.json").write_text(text)
+    with pytest.raises(RequestError, match=says) as caught:
+        read_json(tmp_path / "t.json", Thing)
+    assert "t.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    file = tmp_path / "a.txt"
+    write_text(file, "old")
+
+    def fail(temporary):
+        temporary.write_text("half of the n")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(MachineError, match="disk is full"):
+        write_atomic(file, fail)
+    assert file.read_text() == "old" and [f.name for f in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_full_disk_told_by_another_library_counts_too(tmp_path):
+    def fail(temporary):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(MachineError, match="disk is full"):
+        write_atomic(tmp_path / "a", fail)
+
+
+def test_sha256_of_a_known_text(tmp_path):
+    (tmp_path / "abc").write_text("abc")
+    assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -1,0 +1,94 @@
+"""Run folders and ratings files: what is kept, found again, and refused."""
+
+import dataclasses
+import json
+import os
+
+import pytest
+
+from dna_deploy.errors import RequestError, RunError
+from dna_deploy.ratings import Rating, load_ratings, save_ratings
+from dna_deploy.run import Asked, find_pick, open_run
+
+ASKED = Asked(
+    teacher="t",
+    teacher_weights=None,
+    cut=[],
+    data="some/where/cells",
+    data_root=None,
+    space="spaces/own.py",
+    image_size=96,
+    teacher_epochs=1,
+    distill_epochs=2,
+    distill_batch=16,
+    rating_images=64,
+    seed=0,
+)
+
+
+def test_a_run_is_named_after_what_was_asked_and_opened_again(workdir):
+    run = open_run(None, ASKED)
+    assert run.folder.as_posix() == "runs/cells-own-96px" and run.asked == ASKED
+    assert open_run(None, ASKED) == run
+    assert open_run("other", ASKED).folder.as_posix() == "runs/other"
+    assert open_run("deep/other", ASKED).folder.as_posix() == "deep/other"
+
+
+@pytest.mark.parametrize(("field", "value"), [("teacher", "u"), ("seed", 1), ("distill_epochs", 9), ("cut", ["a"])])
+def test_a_run_of_something_else_is_refused(workdir, field, value):
+    open_run("r", ASKED)
+    with pytest.raises(RunError, match=f"--{field.replace('_', '-')}.*choose another --run"):
+        open_run("r", dataclasses.replace(ASKED, **{field: value}))
+
+
+def test_a_broken_run_file_is_named(workdir):
+    run = open_run("r", ASKED)
+    (run.folder / "run.json").write_text("{}")
+    with pytest.raises(RequestError, match=r"run\.json: teacher"):
+        open_run("r", ASKED)
+
+
+def test_the_newest_pick_is_found(workdir):
+    run = open_run("r", ASKED)
+    with pytest.raises(RunError, match="run dna-search first"):
+        find_pick(None)
+    for age, name in enumerate(("cpu-2ms", "cpu-1.5ms", "pixel1-80ms")):
+        (run.folder / name).mkdir()
+        (run.folder / name / "pick.json").write_text("{}")
+        os.utime(run.folder / name / "pick.json", (1000 - age, 1000 - age))
+    assert find_pick(None).folder == find_pick("r").folder == run.pick("cpu", 2.0).folder
+    assert find_pick("runs/r/cpu-1.5ms").folder == run.pick("cpu", 1.5).folder
+    assert find_pick("runs/r/cpu-1.5ms").run == run
+    with pytest.raises(RunError, match="there are: r"):
+        find_pick("nope")
+
+
+@pytest.fixture
+def ratings(tiny):
+    searched = [block for block in tiny.blocks if block.size > 1]
+    everything = [(block, candidate) for block in searched for candidate in block.candidates]
+    return [Rating(block.name, candidate.text, 0.1 + place, 0.2) for place, (block, candidate) in enumerate(everything)]
+
+
+def test_ratings_come_back_in_the_order_of_the_candidates(tiny, ratings, tmp_path):
+    save_ratings(tmp_path / "r.jsonl", ratings[::-1])
+    found = load_ratings(tmp_path / "r.jsonl", tiny.blocks)
+    assert found["b1"] + found["b2"] == ratings and set(found) == {"b1", "b2"}
+
+
+def test_ratings_that_lack_something_are_refused(tiny, ratings, tmp_path):
+    path = tmp_path / "r.jsonl"
+    with pytest.raises(RunError, match="no ratings there"):
+        load_ratings(path, tiny.blocks)
+    save_ratings(path, ratings[1:])
+    with pytest.raises(RunError, match="no rating of .*d1: k3e3"):
+        load_ratings(path, tiny.blocks)
+    path.write_text(json.dumps({"schema": "other"}) + "\n")
+    with pytest.raises(RunError, match="expected schema"):
+        load_ratings(path, tiny.blocks)
+    path.write_text("{")
+    with pytest.raises(RunError, match="not JSON Lines"):
+        load_ratings(path, tiny.blocks)
+    path.write_text(json.dumps({"schema": "dna-deploy/ratings/1"}) + '\n{"block": "b1", "candidate": "x", "relative_l1": NaN}\n')
+    with pytest.raises(RequestError, match="line 2"):
+        load_ratings(path, tiny.blocks)

@@ -1,0 +1,235 @@
+"""The supernet, its training, its rating and the networks built from it, on a real teacher and the smallest space."""
+
+import random
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from dna_deploy.arch import Architecture, sample
+from dna_deploy.checkpoint import load_checkpoint, save_checkpoint
+from dna_deploy.data import Images, Preprocessing, open_source, split
+from dna_deploy.distill import Distillation, distill, draw, noise_to_signal, step
+from dna_deploy.errors import MachineError, RunError, TeacherError
+from dna_deploy.plugins import find
+from dna_deploy.rate import frozen_statistics, outputs, rate, scores
+from dna_deploy.supernet import Supernet, pieces
+from dna_deploy.teacher import Place, Teacher, create, cut
+
+HALF = Preprocessing((0.5,) * 3, (0.5,) * 3)
+
+
+@pytest.fixture
+def teacher(tiny):
+    torch.manual_seed(0)
+    model, preprocessing, _ = create("tf_efficientnet_lite0", 10)
+    return Teacher("lite0", model.eval().requires_grad_(False), preprocessing, cut(model, tiny))
+
+
+@pytest.fixture
+def supernet(tiny, teacher):
+    torch.manual_seed(1)
+    return Supernet(tiny, teacher)
+
+
+@pytest.fixture(scope="module")
+def images():
+    source = open_source("digits")
+    return Images(source, split(source).train[:48], 32)
+
+
+def test_pieces_end_where_the_teacher_is_cut(tiny, teacher):
+    assert [(p.block.name, p.channels_in, p.channels_out) for p in pieces(tiny, teacher)] == [
+        ("stem", 3, 16),
+        ("b1", 16, 24),
+        ("b2", 24, 40),
+        ("head", 40, 10),
+    ]
+
+
+def test_blocks_without_a_cut_are_trained_with_the_next(tiny, teacher):
+    joined = Teacher("t", teacher.model, HALF, (None, *teacher.cuts[1:]))
+    first = pieces(tiny, joined)[0]
+    assert (first.block.name, first.channels_in, len(first.before)) == ("b1", 3, 2)
+    assert [op.kind for op in first.ops(tiny.blocks[1].candidates[0])] == ["conv", "dsconv", "mbconv"]
+    assert len(joined.features(torch.zeros(1, 3, 32, 32))) == len(pieces(tiny, joined)) == 3
+    with pytest.raises(TeacherError, match="b1, b2 have choices but no cut"):
+        pieces(tiny, Teacher("t", teacher.model, HALF, (teacher.cuts[0], None, teacher.cuts[2])))
+
+
+def test_every_path_has_the_teachers_shapes(tiny, teacher, supernet):
+    x = torch.randn(2, 3, 32, 32)
+    features = teacher.features(x)
+    for part, into, target in zip(supernet.pieces, [x, *features[:-1]], features, strict=True):
+        for candidate in part.piece.block.candidates:
+            assert part(into, candidate).shape == target.shape
+
+
+def test_noise_to_signal_by_hand():
+    target = torch.tensor([[0.0, 10.0], [2.0, 30.0]])  # variances 1 and 100
+    y = target + torch.tensor([[1.0, 0.0], [-1.0, 20.0]])  # mean squared errors 1 and 200
+    assert float(noise_to_signal(y, target)) == pytest.approx((1 / 1 + 200 / 100) / 2, rel=1e-5)
+    assert float(noise_to_signal(target, target)) == 0.0
+
+
+def test_one_step_trains_the_drawn_paths_only(tiny, teacher, supernet):
+    x = torch.randn(4, 3, 32, 32)
+    paths = [draw(part.piece.block, random.Random(3)) for part in supernet.pieces]
+    losses = step(supernet, teacher.features(x), x, paths)
+    assert len(losses) == 4 and all(torch.isfinite(loss) for loss in losses)
+    for part, path in zip(supernet.pieces, paths, strict=True):
+        drawn = {id(w) for depth, op in enumerate(part.piece.ops(path)) for w in part.op(depth, op).parameters()}
+        for weight in part.ops.parameters():
+            assert (weight.grad is not None) == (id(weight) in drawn)
+    assert all(weight.grad is None for weight in teacher.model.parameters())
+
+
+def test_drawing_reaches_every_candidate(tiny):
+    rng = random.Random(0)
+    assert {draw(tiny.blocks[1], rng) for _ in range(300)} == set(tiny.blocks[1].candidates)
+
+
+def test_distillation_learns_and_an_interrupted_one_ends_the_same(tiny, teacher, images, tmp_path):
+    def fresh():
+        torch.manual_seed(1)
+        return Supernet(tiny, teacher)
+
+    how = Distillation(epochs=4, batch=16)
+    whole = fresh()
+    before = _loss(whole, teacher, images)
+    distill(whole, teacher, images, how, tmp_path / "whole.safetensors")
+    assert _loss(whole, teacher, images) < 0.7 * before
+
+    stopped = fresh()
+    with pytest.raises(KeyboardInterrupt):
+        distill(stopped, _Interrupting(teacher, after=7), images, how, tmp_path / "parts.safetensors")
+    resumed = fresh()
+    distill(resumed, teacher, images, how, tmp_path / "parts.safetensors")
+    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
+
+
+class _Interrupting:
+    """The teacher, until someone presses Ctrl-C."""
+
+    def __init__(self, teacher, after):
+        self.teacher, self.left, self.preprocessing = teacher, after, teacher.preprocessing
+
+    def features(self, x):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return self.teacher.features(x)
+
+
+def _loss(supernet, teacher, images):
+    supernet.train()
+    x = teacher.preprocessing(images.batch(range(len(images))))
+    features = teacher.features(x)
+    with torch.no_grad(), frozen_statistics(supernet):
+        return sum(
+            float(noise_to_signal(part(into, candidate), target))
+            for part, into, target in zip(supernet.pieces, [x, *features[:-1]], features, strict=True)
+            for candidate in part.piece.block.candidates
+        )
+
+
+def test_features_that_are_not_finite_stop_the_training(tiny, teacher, supernet, images, tmp_path):
+    teacher.model.get_submodule("blocks.1.1.bn3").bias.fill_(float("nan"))
+    with pytest.raises(MachineError, match="diverged in epoch 1"):
+        distill(supernet, teacher, images, Distillation(epochs=1, batch=16), tmp_path / "c.safetensors")
+
+
+def test_sharing_beginnings_gives_the_scores_of_each_candidate_alone(supernet, teacher, images):
+    places = range(24)
+    ratings = {(r.block, r.candidate): r for r in rate(supernet, teacher, images, places, batch=24)}
+    x = teacher.preprocessing(images.batch(places))
+    features = teacher.features(x)
+    supernet.train()
+    with torch.no_grad(), frozen_statistics(supernet):
+        for part, into, target in zip(supernet.pieces, [x, *features[:-1]], features, strict=True):
+            if part.piece.block.size == 1:
+                continue
+            for candidate in part.piece.block.candidates:
+                l1, nsr = scores(part(into, candidate), target)
+                found = ratings.pop((part.piece.block.name, candidate.text))
+                assert (found.relative_l1, found.noise_to_signal) == pytest.approx((l1, nsr), rel=1e-4)
+    assert not ratings
+
+
+def test_each_shared_beginning_is_computed_once(supernet):
+    part = supernet.pieces[1]
+    calls = []
+    hooks = [op.register_forward_hook(lambda *_: calls.append(1)) for op in part.ops]
+    with torch.no_grad():
+        found = [candidate for candidate, _ in outputs(part, torch.randn(2, 16, 16, 16))]
+    for hook in hooks:
+        hook.remove()
+    assert set(found) == set(part.piece.block.candidates) and len(found) == 6
+    assert len(calls) == 2 + 2 * 2  # two first layers, then two second layers behind each
+
+
+def test_rating_leaves_the_running_statistics_alone(supernet, teacher, images):
+    before = {name: value.clone() for name, value in supernet.state_dict().items()}
+    rate(supernet, teacher, images, range(8), batch=8)
+    assert all(torch.equal(before[name], value) for name, value in supernet.state_dict().items())
+    assert all(m.track_running_stats for m in supernet.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_scores_by_hand():
+    target = torch.tensor([[-1.0], [1.0], [-1.0], [1.0]])  # standard deviation sqrt(4/3)
+    l1, nsr = scores(target + 0.5, target)
+    assert l1 == pytest.approx(0.5 / (4 / 3) ** 0.5) and nsr == pytest.approx(0.25, rel=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_built_network_is_the_chain_of_its_blocks(tiny, teacher, supernet, seed):
+    """Adapters folded away, the network computes exactly what block behind block computes."""
+    torch.manual_seed(seed)
+    for module in supernet.modules():  # statistics and adapters as after a training
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+        if isinstance(module, nn.Conv2d) and module.bias is not None:
+            nn.init.normal_(module.bias)
+    arch = sample(tiny, random.Random(seed))
+    network = supernet.eval().build(arch).eval()
+    x = torch.randn(3, 3, 32, 32)
+    expected = x
+    with torch.no_grad():
+        for part, candidate in zip(supernet.pieces, arch.candidates, strict=True):
+            expected = part(expected, candidate)
+        torch.testing.assert_close(network(x), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_building_joins_blocks_that_were_trained_together(tiny, teacher):
+    joined = Teacher("t", teacher.model, HALF, (None, *teacher.cuts[1:]))
+    supernet = Supernet(tiny, joined).eval()
+    arch = sample(tiny, random.Random(0))
+    x = torch.randn(2, 3, 32, 32)
+    expected = x
+    with torch.no_grad():
+        for part, candidate in zip(supernet.pieces, arch.candidates[1:], strict=True):
+            expected = part(expected, candidate)
+        torch.testing.assert_close(supernet.build(arch).eval()(x), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_checkpoint_of_another_space_is_refused(tiny, teacher, supernet, tmp_path):
+    save_checkpoint(tmp_path / "c.safetensors", supernet, None, 0)
+    other = Architecture(tiny, tuple(block.candidates[0] for block in tiny.blocks)).module()
+    with pytest.raises(RunError, match="weights of another network") as caught:
+        load_checkpoint(tmp_path / "c.safetensors", other)
+    assert "\n" not in str(caught.value)
+    (tmp_path / "c.safetensors").write_bytes(b"cut off")
+    with pytest.raises(RunError, match="not readable weights"):
+        load_checkpoint(tmp_path / "c.safetensors", supernet)
+
+
+def test_mobile_under_lite0_needs_adapters_at_one_edge_only():
+    space = find("spaces", "mobile").at(32, 10)
+    model = timm.create_model("tf_efficientnet_lite0", num_classes=10)
+    supernet = Supernet(space, Teacher("t", model, HALF, cut(model, space)))
+    adapted = [p.piece.block.name for p in supernet.pieces if any(isinstance(m, nn.Conv2d) for m in (p.enter, *p.leave.values()))]
+    assert adapted == ["b4", "b5"]  # 96 channels against the teacher's 112
+    assert isinstance(cut(model, space)[0], Place)
