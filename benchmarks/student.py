@@ -44,7 +44,7 @@ from profilers import Model
 
 RESULTS = Path(__file__).with_name("results") / "student.jsonl"
 TEACHER, SIZE = "tf_efficientnet_lite0", 96
-RANDOM, UNIFORM = 5, 3
+RANDOM, UNIFORM = 5, 2
 
 
 def kept() -> list[dict]:
@@ -83,7 +83,7 @@ def randoms(space, predictor: LatencyPredictor, about_ms: float, rng: random.Ran
 
 
 def uniforms(space, predictor: LatencyPredictor, budget_ms: float) -> list[Architecture]:
-    """For each op the deepest network of only that op within the budget; the slowest (largest) three of these."""
+    """For each op the deepest network of only that op within the budget; the slowest (largest) two of these."""
     found = []
     for label in [op.label for op in space.blocks[1].cells[0].layers[0]]:
         fitting = []
@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=12, help="training of every network")
     parser.add_argument("--teacher-epochs", type=int, default=4)
-    parser.add_argument("--distill-epochs", type=int, default=8)
+    parser.add_argument("--distill-epochs", type=int, default=6)
     parser.add_argument("--distill-batch", type=int, default=16)
     args = parser.parse_args()
     torch.manual_seed(0)

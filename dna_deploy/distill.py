@@ -26,8 +26,8 @@ class Distillation:
     """How the supernet is trained."""
 
     epochs: int = 4
-    batch: int = 64
-    learning_rate: float = 3e-3
+    batch: int = 16
+    learning_rate: float = 2e-3
     weight_decay: float = 1e-4
     seed: int = 0
 

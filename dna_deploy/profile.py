@@ -1,14 +1,13 @@
 """The first recipe: time every op of a space on a device, and a few whole networks beside them, into a latency table."""
 
 import dataclasses
-import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from dna_deploy.arch import sample
+from dna_deploy.arch import Architecture, sample
 from dna_deploy.errors import TableError
 from dna_deploy.graph import onnx_of
 from dna_deploy.measure import ops_of
@@ -56,7 +55,7 @@ def profile(
         say(f"{device.name}: {len(models)} models, up to {plan.rounds} rounds or {stop.seconds:.0f} s, into {path}")
         began = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         first = table.next_round
-        out.add(Session(began, first, list(plan.anchor_keys(keys)), _load()))
+        out.add(Session(began, first, list(plan.anchor_keys(keys)), profiler.conditions(device)))
         last = first
         with bar("measuring", visits) as advance:
             for visit in _shifted(measure(profiler, device, models, plan, stop), first):
@@ -73,7 +72,9 @@ def wanted(space: SearchSpace, validate: int) -> list[Model]:
     """Every op of the space, and `validate` whole networks of it drawn at random (always the same ones)."""
     models = [Model(op.key, onnx_of([op])) for op in space.ops]
     rng = random.Random("networks measured whole")
-    networks = dict.fromkeys(sample(space, rng) for _ in range(validate))
+    networks: dict[Architecture, None] = {}
+    while len(networks) < min(validate, space.size):
+        networks[sample(space, rng)] = None
     return models + [Model(network.key, onnx_of(network.ops)) for network in networks]
 
 
@@ -101,7 +102,3 @@ def _require_same(table: LatencyTable, environment: dict[str, str | int | float 
                 f"{table.path}: measured with {name} = {then}, now it is {now}; numbers of two environments do not mix: "
                 f"keep it under another name, or give --table FILE for the new one"
             )
-
-
-def _load() -> float | None:
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None

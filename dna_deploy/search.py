@@ -98,7 +98,7 @@ def prepare_teacher(run: Run, source: Source, parts: Split, space: SearchSpace) 
         model.to(_device())
         if not ready:
             say(f"teacher {asked.teacher}: its classes differ, fine-tuning it on {len(parts.train)} images")
-            how = Training(epochs=asked.teacher_epochs, seed=asked.seed)
+            how = Training(epochs=asked.teacher_epochs, batch=32, learning_rate=1e-3, seed=asked.seed)
             images = Images(source, parts.train, asked.image_size)
             train(model, images, preprocessing, how, run.folder / "teacher-training.safetensors", "fine-tuning the teacher")
             (run.folder / "teacher-training.safetensors").unlink(missing_ok=True)
@@ -115,10 +115,10 @@ def prepare_teacher(run: Run, source: Source, parts: Split, space: SearchSpace) 
 
 def block_costs(space: SearchSpace, predictor: LatencyPredictor) -> list[np.ndarray[Any, Any]]:
     """Predicted milliseconds of every candidate of every block; the fixed part of the correction is in the first."""
-    scale, offset = predictor.correction.scale, predictor.correction.offset_ms
-    op_ms = {op: scale * predictor.op_ms(op) for op in space.ops}
+    correction = predictor.correction
+    op_ms = {op: correction.op_ms(op, predictor.op_ms(op)) for op in space.ops}
     costs = [np.array([sum(op_ms[op] for op in candidate.ops) for candidate in block.candidates]) for block in space.blocks]
-    costs[0] = costs[0] + offset
+    costs[0] = costs[0] + correction.offset_ms
     return costs
 
 
@@ -215,6 +215,10 @@ def finish(found: Found, predictor: LatencyPredictor, epochs: int) -> Student:
     from dna_deploy.train import accuracy, logits_of
 
     run, arch = found.pick.run, found.architecture
+    if found.pick.student.exists() and found.pick.weights.exists():
+        student = read_json(found.pick.student, Student)
+        if student.epochs == epochs:
+            return student
     source = open_source(run.asked.data, run.asked.data_root)
     parts = splits(run, source)
     teacher = prepare_teacher(run, source, parts, arch.space)

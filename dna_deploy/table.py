@@ -5,6 +5,7 @@ A measured table grows by one `Visit` row for each visit as it is taken, so that
 What counts on loading are the samples. A `Published` row carries what others measured, of which only figures exist.
 """
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -40,7 +41,7 @@ class Session:
     session: str  # when it began, UTC
     first_round: int
     anchors: list[str]
-    load_before: float | None = None  # the machine's one-minute load average
+    conditions: dict[str, str | int | float | None]  # of the device as it began: load, temperature, battery
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,9 @@ class Appender:
     def add(self, row: Session | VisitRow | Published) -> None:
         """One row, in a single write, so that a kill leaves at most one cut line at the end."""
         with disk_errors(self.path):
-            self._file.write(_line(row).encode())
+            line = _line(row).encode()
+            if self._file.write(line) != len(line):  # what fits of it is written; the next writer repairs that
+                raise OSError(errno.ENOSPC, "No space left on device")
 
     def compact(self) -> None:
         """Gather the visits of each key into one row, in the order of first measurement."""

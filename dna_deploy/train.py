@@ -21,9 +21,9 @@ from dna_deploy.teacher import Teacher
 class Training:
     """How a whole network is trained."""
 
-    epochs: int = 4
-    batch: int = 32
-    learning_rate: float = 1e-3
+    epochs: int = 8
+    batch: int = 16
+    learning_rate: float = 2e-3
     weight_decay: float = 0.02
     teacher_share: float = 0.7  # of the loss on the logits that comes from the teacher's, the rest from the labels
     temperature: float = 2.0

@@ -5,6 +5,7 @@ import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from profilers.device import Device
@@ -20,12 +21,11 @@ SESSION_OPTIONS = {
 class HostProfiler:
     def environment(self, device: Device) -> dict[str, str | int | float | None]:
         onnxruntime = _onnxruntime()
-        governor = "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
         return {
             "processor": _processor(),
             "processors": os.cpu_count() or 1,
             "cores": device.cores,
-            "governor": open(governor).read().strip() if os.path.exists(governor) else None,
+            "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
             "system": f"{platform.system()} {platform.machine()}",
             "runtime": f"onnxruntime {onnxruntime.__version__}",
             "provider": "CPUExecutionProvider",
@@ -33,6 +33,13 @@ class HostProfiler:
             "threads": device.threads,
             "batch": device.batch,
             "precision": device.precision,
+        }
+
+    def conditions(self, device: Device) -> dict[str, str | int | float | None]:
+        temperature = _read("/sys/class/thermal/thermal_zone0/temp")
+        return {
+            "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+            "temperature_c": int(temperature) / 1000 if temperature else None,
         }
 
     def visits(self, device: Device, models: Sequence[Model], plan: Plan) -> Iterator[Visit]:
@@ -128,14 +135,18 @@ def _core_list(text: str) -> set[int]:
     return cores
 
 
-def _processor() -> str:
+def _read(path: str) -> str | None:
+    """What the system says of itself there, where it says anything."""
     try:
-        with open("/proc/cpuinfo") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
+        return Path(path).read_text().strip()
     except OSError:
-        pass
+        return None
+
+
+def _processor() -> str:
+    for line in (_read("/proc/cpuinfo") or "").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
 

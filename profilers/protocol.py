@@ -70,6 +70,9 @@ class Profiler(Protocol):
     def environment(self, device: Device) -> dict[str, str | int | float | None]:
         """What decides the numbers: processor, runtime and version, options, threads. Refuses an absent device."""
 
+    def conditions(self, device: Device) -> dict[str, str | int | float | None]:
+        """What may differ from session to session and is noted with each: load, temperature, battery."""
+
     def visits(self, device: Device, models: Sequence[Model], plan: Plan) -> Iterator[Visit]:
         """Run the plan; closing the iterator stops the device. Raises ModelRejected for a model it cannot run."""
 

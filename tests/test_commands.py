@@ -93,6 +93,14 @@ def test_picking_again_reuses_the_ratings(place):
     assert "no weights there" in said and len(said.strip().splitlines()) == 1
 
 
+def test_searching_again_does_nothing_twice(place):
+    folder, _, found, _, _ = place
+    weights = folder / found["folder"] / "student.safetensors"
+    before = weights.stat().st_mtime_ns
+    again, _ = dna("search", "--latency", "50ms", *SEARCH, cwd=folder)
+    assert again == found and weights.stat().st_mtime_ns == before
+
+
 def test_profiling_again_measures_nothing_new(place):
     done, _ = dna("profile", "--space", TINY, "--image-size", "32", "--classes", "10", "--validate", "10", cwd=place[0])
     assert done["measured"] == 0 and "already in the table" in done["ended"]

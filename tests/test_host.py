@@ -43,6 +43,7 @@ def test_a_broken_model_is_named():
 
 def test_environment_says_what_decides_the_numbers():
     found = HOST.environment(CPU)
+    assert "load" in HOST.conditions(CPU) and "load" not in found
     assert found["threads"] == 1 and "onnxruntime" in str(found["runtime"]) and found["processor"]
 
 

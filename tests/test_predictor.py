@@ -31,21 +31,21 @@ def test_without_networks_it_is_the_plain_sum(tiny, op_ms, tmp_path):
     assert predictor.errors() is None and predictor.correction.networks == 0
 
 
-def test_the_correction_recovers_overhead_and_scale(tiny, op_ms, tmp_path):
+def test_the_correction_recovers_overhead_scale_and_the_cost_of_weights(tiny, op_ms, tmp_path):
     networks = {arch.key: arch for arch in (sample(tiny, random.Random(seed)) for seed in range(60))}
-    rows = op_ms | {key: 0.3 + 0.9 * sum(op_ms[op.key] for op in arch.ops) for key, arch in networks.items()}
-    predictor = _table(tmp_path / "t.jsonl", rows)
-    assert (predictor.correction.offset_ms, predictor.correction.scale) == pytest.approx((0.3, 0.9))
+
+    def truth(arch):
+        return -0.05 + 0.9 * sum(op_ms[op.key] for op in arch.ops) + 0.2 * 4e-6 * arch.params
+
+    predictor = _table(tmp_path / "t.jsonl", op_ms | {key: truth(arch) for key, arch in networks.items()})
+    found = predictor.correction
+    assert (found.offset_ms, found.scale, found.ms_per_mb) == pytest.approx((-0.05, 0.9, 0.2))
+    assert found.networks == len(networks) == 18
+    arch = sample(tiny, random.Random(99))
+    assert predictor.network_ms(arch.ops) == pytest.approx(truth(arch))
     by_ops, by_macs = predictor.errors()
     assert by_ops.mape < 1e-9 and by_ops.within_5 == 1.0 and by_ops.kendall == pytest.approx(1.0)
     assert by_macs.mape > 0.001
-
-
-def test_a_correction_never_subtracts_overhead(tiny, op_ms, tmp_path):
-    networks = {arch.key: arch for arch in (sample(tiny, random.Random(seed)) for seed in range(60))}
-    rows = op_ms | {key: -0.1 + 1.1 * sum(op_ms[op.key] for op in arch.ops) for key, arch in networks.items()}
-    correction = _table(tmp_path / "t.jsonl", rows).correction
-    assert correction.offset_ms == 0.0 and 0.9 < correction.scale < 1.1
 
 
 def test_an_unknown_op_is_refused_never_free(tiny, op_ms, tmp_path):

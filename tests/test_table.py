@@ -22,7 +22,7 @@ def path(tmp_path):
 
 def _fill(path, rounds=8):
     with appending(path) as out:
-        out.add(Session("2026-01-01T00:00:00Z", 0, [KEY]))
+        out.add(Session("2026-01-01T00:00:00Z", 0, [KEY], {"load": 0.5}))
         for round in range(rounds):
             out.add(VisitRow(KEY, round, [1_000_000 + round, 1_100_000]))
             out.add(VisitRow("other", round, [2_000_000]))

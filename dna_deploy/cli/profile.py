@@ -58,7 +58,8 @@ def main(
     say(f"{done.ended}; {len(done.table.measurements)} rows in {path}, {len(wide)} with an interval wider than {halfwidth:.0%}")
     if errors is not None:
         by_ops, by_macs = errors
-        say(f"network = {correction.offset_ms:.3g} ms + {correction.scale:.3f} x sum of its ops")
+        parts = (correction.offset_ms, correction.scale, correction.ms_per_mb)
+        say("network = {:+.3f} ms {:+.3f} x sum of its ops {:+.3f} ms x MB of weights".format(*parts))
         rows = [["sum of ops", *_figures(by_ops)], ["MACs alone", *_figures(by_macs)]]
         columns = ["predicted from", "mean error", "within 5 %", "within 10 %", "Spearman", "Kendall"]
         show(f"{by_ops.n} whole networks, each predicted without itself", columns, rows)

@@ -21,9 +21,9 @@ from dna_deploy.cli._command import Latency, command
 @click.option("--run", "name", help="Run folder under runs/; named after data, space and size if left out.")
 @click.option("--teacher-epochs", default=4, help="Fine-tuning of the teacher where its classes differ.")
 @click.option("--distill-epochs", default=4, help="Block-wise training of all candidates.")
-@click.option("--distill-batch", default=64, help="Its batch size.")
+@click.option("--distill-batch", default=16, help="Its batch size.")
 @click.option("--rating-images", default=128, help="Held-out images every candidate is rated on.")
-@click.option("--epochs", default=4, help="Training of the found network.")
+@click.option("--epochs", default=8, help="Training of the found network.")
 @click.option("--seed", default=0, help="Of everything random.")
 @click.option("--train/--no-train", "trained", default=True, help="Train the found network, or only pick it.")
 def main(
