@@ -53,6 +53,7 @@ def search(asked: Asked, name: str | None, predictor: LatencyPredictor, budget_m
 
 def rate_all(run: Run, source: Source, space: SearchSpace) -> None:
     """Fine-tune the teacher where its classes differ, train all blocks under it, rate every candidate."""
+    from dna_deploy.checkpoint import save_checkpoint
     from dna_deploy.distill import Distillation, distill
     from dna_deploy.rate import rate
     from dna_deploy.supernet import Supernet
@@ -68,7 +69,9 @@ def rate_all(run: Run, source: Source, space: SearchSpace) -> None:
     distill(supernet, teacher, images, how, run.supernet)
     held_out = Images(source, parts.held_out, asked.image_size)
     places = np.random.default_rng(asked.seed).permutation(len(held_out))[: asked.rating_images]
-    save_ratings(run.ratings, rate(supernet, teacher, held_out, places.tolist()))
+    ratings = rate(supernet, teacher, held_out, places.tolist())
+    save_checkpoint(run.supernet, supernet, None, asked.distill_epochs)  # finished: the optimizer's state may go
+    save_ratings(run.ratings, ratings)
 
 
 def splits(run: Run, source: Source) -> Split:
@@ -79,6 +82,8 @@ def splits(run: Run, source: Source) -> Split:
 
 def prepare_teacher(run: Run, source: Source, parts: Split, space: SearchSpace) -> "Teacher":
     """The teacher of a run: as given where it knows the classes, else fine-tuned on the training images first."""
+    import torch
+
     from dna_deploy.checkpoint import load_checkpoint, save_checkpoint
     from dna_deploy.data import Preprocessing
     from dna_deploy.teacher import Teacher, create, cut, untrained
@@ -109,7 +114,7 @@ def prepare_teacher(run: Run, source: Source, parts: Split, space: SearchSpace) 
         report = TeacherReport(found, list(source.classes), list(preprocessing.mean), list(preprocessing.std), cuts)
         write_json(run.teacher_report, report)
     say(f"teacher {asked.teacher}: {report.test_accuracy:.2%} of {len(parts.test)} test images")
-    model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     return Teacher(asked.teacher, model, preprocessing, cut(model, space, asked.cut))
 
 

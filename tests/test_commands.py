@@ -124,6 +124,8 @@ def test_an_export_that_is_not_the_network_is_exit_1(place):
         ("search", ["--latency", "80ms", *SEARCH, "--device", "pixel1"], 2, "published for --image-size 224"),
         ("search", ["--latency", "80ms", *SEARCH[:-1], "new", "--data", "nowhere"], 2, "no such folder"),
         ("search", ["--latency", "80ms", *SEARCH[:-1], "new", "--image-size", "64"], 2, "are not in it"),
+        ("search", ["--latency", "80ms", "--epochs", "0"], 2, "x>=1"),
+        ("search", ["--latency", "80ms", "--imagesize", "3"], 2, "No such option"),
         ("profile", ["--device", "toaster"], 2, "no device we can measure"),
         ("profile", ["--space", "nope"], 2, "none of the spaces"),
         ("profile", ["--budget", "2"], 2, "90s or 2min"),

@@ -16,6 +16,9 @@ from profilers import ProfilerError
 _UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
 
+POSITIVE = click.IntRange(min=1)
+
+
 class Latency(click.ParamType[float]):
     """A latency with its unit, in milliseconds: 80ms, 1.5ms, 0.08s, 250us."""
 

@@ -5,20 +5,32 @@ from typing import Any
 
 import click
 
-from dna_deploy.cli._command import Duration, command
+from dna_deploy.cli._command import POSITIVE, Duration, command
+
+SHARE = click.FloatRange(min=0, max=1, min_open=True)
 
 
 @command
 @click.option("--device", default="cpu", help="Device to measure, by name; --list shows them.")
 @click.option("--space", default="mobile", help="Search space: a name, or a path ending in .py.")
-@click.option("--image-size", default=224, help="Input side in pixels.")
-@click.option("--classes", default=1000, help="Number of classes; a network with fewer is bounded by it.")
-@click.option("--validate", default=20, help="Whole networks measured beside the ops, to correct and judge their sums.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of the runtime; the device's own setting if left out.")
+@click.option("--image-size", type=POSITIVE, default=224, help="Input side in pixels.")
+@click.option("--classes", type=POSITIVE, default=1000, help="Number of classes; a network with fewer is bounded by it.")
+@click.option(
+    "--validate",
+    type=click.IntRange(min=0),
+    default=20,
+    help="Whole networks measured beside the ops, to correct and judge their sums.",
+)
+@click.option("--threads", type=POSITIVE, help="Threads of the runtime; the device's own setting if left out.")
 @click.option("--cores", help="Cores to pin to, such as 0 or 0-3.")
 @click.option("--table", type=click.Path(path_type=Path), help="Table file; latency_tables/DEVICE.jsonl if left out.")
 @click.option("--budget", type=Duration(), default="2min", help="Stop measuring after this time at the latest.")
-@click.option("--halfwidth", default=0.02, help="Stop once every 95 % interval is within this share of its estimate.")
+@click.option(
+    "--halfwidth",
+    type=click.FloatRange(min=0, min_open=True),
+    default=0.02,
+    help="Stop once every 95 % interval is within this share of its estimate.",
+)
 @click.option("--again", is_flag=True, help="Add a session for ops that are already in the table.")
 @click.option("--list", "listing", is_flag=True, help="Show the devices and tables there are, and stop.")
 def main(

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from dna_deploy.cli._command import Latency, command
+from dna_deploy.cli._command import POSITIVE, Latency, command
 
 
 @command
@@ -13,17 +13,17 @@ from dna_deploy.cli._command import Latency, command
 @click.option("--device", help="Device or table the budget is for; the one profiled last if left out.")
 @click.option("--teacher", default="tf_efficientnet_lite0", help="Any timm model by name.")
 @click.option("--teacher-weights", type=click.Path(path_type=Path), help="Its checkpoint: .safetensors, or a .pth state dict.")
-@click.option("--cut", default="", help="Teacher modules to cut behind, with commas; found automatically if left out.")
+@click.option("--cut", help="Teacher modules to cut behind, with commas; found automatically if left out.")
 @click.option("--data", default="elpv", help="Image folder, elpv, digits, or a name timm.data reads (hfds/..., torch/...).")
 @click.option("--data-root", help="Where the files of a timm data set lie.")
 @click.option("--space", default="mobile", help="Search space: a name, or a path ending in .py.")
-@click.option("--image-size", default=224, help="Input side in pixels.")
+@click.option("--image-size", type=POSITIVE, default=224, help="Input side in pixels.")
 @click.option("--run", "name", help="Run folder under runs/; named after data, space and size if left out.")
-@click.option("--teacher-epochs", default=4, help="Fine-tuning of the teacher where its classes differ.")
-@click.option("--distill-epochs", default=4, help="Block-wise training of all candidates.")
-@click.option("--distill-batch", default=16, help="Its batch size.")
-@click.option("--rating-images", default=128, help="Held-out images every candidate is rated on.")
-@click.option("--epochs", default=8, help="Training of the found network.")
+@click.option("--teacher-epochs", type=POSITIVE, default=4, help="Fine-tuning of the teacher where its classes differ.")
+@click.option("--distill-epochs", type=POSITIVE, default=4, help="Block-wise training of all candidates.")
+@click.option("--distill-batch", type=POSITIVE, default=16, help="Its batch size.")
+@click.option("--rating-images", type=POSITIVE, default=128, help="Held-out images every candidate is rated on.")
+@click.option("--epochs", type=POSITIVE, default=8, help="Training of the found network.")
 @click.option("--seed", default=0, help="Of everything random.")
 @click.option("--train/--no-train", "trained", default=True, help="Train the found network, or only pick it.")
 def main(
@@ -31,7 +31,7 @@ def main(
     device: str | None,
     teacher: str,
     teacher_weights: Path | None,
-    cut: str,
+    cut: str | None,
     data: str,
     data_root: str | None,
     space: str,
@@ -59,7 +59,7 @@ def main(
     asked = Asked(
         teacher=teacher,
         teacher_weights=str(teacher_weights) if teacher_weights else None,
-        cut=[part for part in cut.split(",") if part],
+        cut=cut.split(",") if cut else [],
         data=data,
         data_root=data_root,
         space=space,
