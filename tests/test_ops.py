@@ -44,7 +44,7 @@ def test_key_is_readable():
     "text", ["conv", "conv(hw=1)", "conv(hw=a, cin=3, cout=4, kernel=1)", "warp(hw=1)", "conv(hw=1, nope=2)"]
 )
 def test_a_key_that_is_none_is_refused(text):
-    with pytest.raises(RequestError, match="conv|key"):
+    with pytest.raises(RequestError, match=r"conv|key"):
         parse(text)
 
 

@@ -81,7 +81,7 @@ def test_ratings_that_lack_something_are_refused(tiny, ratings, tmp_path):
     with pytest.raises(RunError, match="no ratings there"):
         load_ratings(path, tiny.blocks)
     save_ratings(path, ratings[1:])
-    with pytest.raises(RunError, match="no rating of .*d1: k3e3"):
+    with pytest.raises(RunError, match=r"no rating of .*d1: k3e3"):
         load_ratings(path, tiny.blocks)
     path.write_text(json.dumps({"schema": "other"}) + "\n")
     with pytest.raises(RunError, match="expected schema"):

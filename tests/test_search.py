@@ -30,7 +30,9 @@ def ratings(mobile):
     rng = np.random.default_rng(0)
     return {
         block.name: [
-            Rating(block.name, candidate.text, float(np.exp(rng.normal() * 0.2) / sum(op.macs for op in candidate.ops) ** 0.5), 0.0)
+            Rating(
+                block.name, candidate.text, float(np.exp(rng.normal() * 0.2)) / sum(op.macs for op in candidate.ops) ** 0.5, 0.0
+            )
             for candidate in block.candidates
         ]
         for block in mobile.blocks

@@ -1,0 +1,36 @@
+# run.sh measure BASE OUT STAY_ON FIXED COMMAND...   one run of the runner, detached from the cable
+# run.sh restore BASE                                puts back what a run that never ended (a reboot) left changed
+# What is changed on the phone is written to BASE/saved before, and put back from there when the runner has ended,
+# however it ended: the host may be gone by then.
+task=$1 base=$2
+saved=$base/saved
+
+restore() {
+    [ -f "$saved" ] || return
+    while read -r name value; do
+        case $name in
+        stay_on) settings put global stay_on_while_plugged_in "$value" ;;
+        fixed) cmd power set-fixed-performance-mode-enabled false ;;
+        esac
+    done <"$saved"
+    rm -f "$saved"
+}
+
+[ "$task" = restore ] && { restore; exit; }
+out=$3 stay_on=$4 fixed=$5
+shift 5
+if [ ! -f "$saved" ] && [ "$stay_on$fixed" != 00 ]; then
+    {
+        [ "$stay_on" = 1 ] && echo "stay_on $(settings get global stay_on_while_plugged_in | grep -E '^[0-9]+$' || echo 0)"
+        [ "$fixed" = 1 ] && echo "fixed true"
+    } >"$saved.new"
+    mv "$saved.new" "$saved"
+    [ "$stay_on" = 1 ] && settings put global stay_on_while_plugged_in 7 # any charger: a dark screen moves the shell to slow cores
+    [ "$fixed" = 1 ] && cmd power set-fixed-performance-mode-enabled true
+fi
+"$@" >>"$out/log" 2>&1 </dev/null
+code=$?
+[ $code = 6 ] && exit # somebody else measures: what is changed is theirs
+restore
+echo $code >"$out/exit.new"
+mv "$out/exit.new" "$out/exit"
