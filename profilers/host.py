@@ -21,6 +21,9 @@ SESSION_OPTIONS = {
 class HostProfiler:
     def environment(self, device: Device) -> dict[str, str | int | float | None]:
         onnxruntime = _onnxruntime()
+        if (device.provider, device.runtime, device.precision) != ("cpu", "onnxruntime", "fp32"):
+            asked = f"{device.runtime} {device.provider} {device.precision}"
+            raise DeviceUnavailable(f"device {device.name}: {asked} cannot be measured here; expected onnxruntime cpu fp32")
         return {
             "processor": _processor(),
             "processors": os.cpu_count() or 1,

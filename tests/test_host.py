@@ -47,6 +47,12 @@ def test_environment_says_what_decides_the_numbers():
     assert found["threads"] == 1 and "onnxruntime" in str(found["runtime"]) and found["processor"]
 
 
+@pytest.mark.parametrize("other", [{"provider": "xnnpack"}, {"runtime": "x.so"}, {"precision": "int8"}])
+def test_what_cannot_be_measured_here_is_refused_not_ignored(other):
+    with pytest.raises(DeviceUnavailable, match="cannot be measured here"):
+        HOST.environment(Device("cpu", "host", **other))
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="pinning needs Linux")
 def test_pinning_is_done_and_undone():
     before = os.sched_getaffinity(0)

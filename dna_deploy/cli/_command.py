@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import re
 import sys
 from collections.abc import Callable
@@ -55,6 +56,8 @@ def command(function: Callable[..., dict[str, Any]]) -> click.Command:
 
     @functools.wraps(function)
     def run(as_json: bool, **values: Any) -> None:
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("profilers").setLevel(logging.INFO)  # what a device has to say while it is measured
         try:
             result = function(**values)
         except (DnaError, ProfilerError) as error:

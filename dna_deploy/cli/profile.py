@@ -22,7 +22,11 @@ SHARE = click.FloatRange(min=0, max=1, min_open=True)
     help="Whole networks measured beside the ops, to correct and judge their sums.",
 )
 @click.option("--threads", type=POSITIVE, help="Threads of the runtime; the device's own setting if left out.")
-@click.option("--cores", help="Cores to pin to, such as 0 or 0-3.")
+@click.option("--cores", help="Cores to pin to: 0 or 0-3 here; prime, big, little or a hexadecimal mask on a phone.")
+@click.option("--address", help="Which device, where several are attached: a serial, a model such as 'Pixel 8', a host.")
+@click.option("--provider", help="ONNX Runtime's execution provider: cpu, or xnnpack on a phone.")
+@click.option("--runtime", help="Runtime to use; on a phone also an onnxruntime-android AAR or .so file.")
+@click.option("--mode", help="fixed: an Android phone's clocks at a level it can hold, below its best.")
 @click.option("--table", type=click.Path(path_type=Path), help="Table file; latency_tables/DEVICE.jsonl if left out.")
 @click.option("--budget", type=Duration(), default="2min", help="Stop measuring after this time at the latest.")
 @click.option(
@@ -41,6 +45,10 @@ def main(
     validate: int,
     threads: int | None,
     cores: str | None,
+    address: str | None,
+    provider: str | None,
+    runtime: str | None,
+    mode: str | None,
     table: Path | None,
     budget: float,
     halfwidth: float,
@@ -60,7 +68,7 @@ def main(
     from dna_deploy.table import OWN
     from profilers import Plan, Stop, find_device
 
-    target = find_device(device, threads=threads, cores=cores)
+    target = find_device(device, threads=threads, cores=cores, address=address, provider=provider, runtime=runtime, mode=mode)
     laid_out = find("spaces", space).at(image_size, classes)
     path = table or OWN / f"{device}.jsonl"
     stop = Stop(halfwidth=halfwidth, seconds=budget)

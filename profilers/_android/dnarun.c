@@ -419,7 +419,8 @@ static int resume_point(FILE *out) {
   return point;
 }
 
-/* One run that is not timed (the first of a session allocates, later ones warm the caches), then at least --runs timed runs, and more while --visit-ms and --max-runs allow. */
+/* One run that is not timed (the first of a session allocates, later ones warm the caches), then at least --runs timed
+ * ones, and more while --visit-ms and --max-runs allow. */
 static int sample(Model *model, int64_t *ns) {
   int count = 0;
   int64_t began, ended, limit;
