@@ -3,7 +3,7 @@
     python -m benchmarks.pick
 
 Random small instances against brute force, then the whole Pareto front of `mobile` (2.5e14 networks) at the costs of the
-published Pixel 1 table: once with scores that follow cost as ratings do, once with scores that ignore it. Takes 20 s.
+published Pixel 1 table: once with scores that follow cost as ratings do, once with scores that ignore it. Takes a second.
 """
 
 import itertools

@@ -1,5 +1,6 @@
 """This machine, through ONNX Runtime's CPU provider."""
 
+import logging
 import os
 import platform
 import time
@@ -11,6 +12,8 @@ from typing import Any
 from profilers.device import Device
 from profilers.errors import DeviceUnavailable, ModelRejected
 from profilers.protocol import Model, Plan, Visit
+
+log = logging.getLogger(__name__)
 
 SESSION_OPTIONS = {
     "session.intra_op.allow_spinning": "0",  # spinning threads steal the core from each other on a shared machine
@@ -46,6 +49,9 @@ class HostProfiler:
         }
 
     def visits(self, device: Device, models: Sequence[Model], plan: Plan) -> Iterator[Visit]:
+        load = self.conditions(device)["load"]
+        if isinstance(load, float) and load > 0.5:
+            log.warning("this machine is busy (load %.1f): times taken now come out too long; better wait until it is quiet", load)
         with _pinned(device.cores):
             runs = {model.key: _bound(_session(device, model), device.batch) for model in models}
             for run in runs.values():  # the first run of a session allocates; it is no sample
