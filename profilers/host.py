@@ -51,7 +51,7 @@ class HostProfiler:
     def visits(self, device: Device, models: Sequence[Model], plan: Plan) -> Iterator[Visit]:
         load = self.conditions(device)["load"]
         if isinstance(load, float) and load > 0.5:
-            log.warning("this machine is busy (load %.1f): times taken now come out too long; better wait until it is quiet", load)
+            log.warning("this machine is busy (load %.1f): times taken now come out too long; wait until it is quiet", load)
         with _pinned(device.cores):
             runs = {model.key: _bound(_session(device, model), device.batch) for model in models}
             for run in runs.values():  # the first run of a session allocates; it is no sample
