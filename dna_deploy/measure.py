@@ -48,6 +48,17 @@ def measure_whole(table: LatencyTable, models: Sequence[Model], seconds: float =
     return {model.key: AtTableSpeed(scaled(summarize(taken[model.key]), speed), speed) for model in models}
 
 
+def remark(speed: float | None) -> str | None:
+    """What to tell a person where the device is not what it was when the table was taken."""
+    if speed is None or abs(speed - 1) <= 0.05:
+        return None
+    way = "faster" if speed > 1 else "slower"
+    return (
+        f"the device is {abs(speed - 1):.0%} {way} now than when its table was taken; measured times are given at the table's "
+        "speed, but such a table is worth taking again when nothing else runs: dna-profile --again"
+    )
+
+
 def ops_of(key: str) -> tuple[Op, ...]:
     """The ops a row of a table stands for: one, or all of a network's."""
     return Architecture.parse(key).ops if Architecture.is_key(key) else (parse(key),)

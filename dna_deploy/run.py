@@ -64,9 +64,10 @@ class Student:
     teacher_test_accuracy: float
     test_images: int
     epochs: int
-    measured_ms: float | None  # whole network on the device, where it is at hand
+    measured_ms: float | None  # whole network on the device, where it is at hand, at the speed of the table's sessions
     measured_low_ms: float | None
     measured_high_ms: float | None
+    speed: float | None  # of the device then, relative to the table's sessions
     schema: str = "dna-deploy/student/1"
 
 

@@ -236,6 +236,7 @@ def finish(found: Found, predictor: LatencyPredictor, epochs: int) -> Student:
     report = read_json(run.teacher_report, TeacherReport)
     measured = measure_whole(predictor.table, [Model(arch.key, onnx_of(arch.ops))])
     ms = measured[arch.key].measurement if measured else None
+    speed = measured[arch.key].speed if measured else None
     student = Student(
         test_accuracy=reached,
         teacher_test_accuracy=report.test_accuracy,
@@ -244,6 +245,7 @@ def finish(found: Found, predictor: LatencyPredictor, epochs: int) -> Student:
         measured_ms=ms.latency_ms if ms else None,
         measured_low_ms=ms.low_ms if ms else None,
         measured_high_ms=ms.high_ms if ms else None,
+        speed=speed,
     )
     write_json(found.pick.student, student)
     return student

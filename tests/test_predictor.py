@@ -6,6 +6,7 @@ import pytest
 
 from dna_deploy.arch import sample
 from dna_deploy.errors import TableError
+from dna_deploy.measure import remark
 from dna_deploy.plugins import find
 from dna_deploy.predictor import LatencyPredictor
 from dna_deploy.table import Header, LatencyTable, Published, appending, create, find_table
@@ -86,3 +87,8 @@ def test_pixel1_sums_by_hand():
         0.934826133,
     ]
     assert predictor.network_ms([op for c in cheapest for op in c.ops]) == pytest.approx(sum(rows))
+
+
+def test_a_device_that_changed_its_speed_is_remarked_on():
+    assert remark(None) is None and remark(1.0) is None and remark(0.96) is None
+    assert "21% faster now" in remark(1.21) and "30% slower now" in remark(0.7) and "--again" in remark(0.7)

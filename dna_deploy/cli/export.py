@@ -19,6 +19,7 @@ def main(format_: str, name: str | None, output: Path | None, max_difference: fl
     Exit codes: 0 verified, 1 a check failed, 2 the request is wrong, 3 the machine failed.
     """
     from dna_deploy.export import export
+    from dna_deploy.measure import remark
     from dna_deploy.progress import say, show
     from dna_deploy.run import find_pick
     from dna_deploy.verify import Limits
@@ -53,6 +54,8 @@ def main(format_: str, name: str | None, output: Path | None, max_difference: fl
             ["measured after export", f"{found.measured_ms:.3g} ms", f"{found.measured_ms / picked.predicted_ms - 1:+.1%}"]
         )
     show(f"latency on {picked.device}, budget {picked.budget_ms:g} ms", ["", "one image", "against predicted"], chain)
+    if changed := remark(found.speed):
+        say(changed)
     if found.measured_ms is None:
         say(f"{picked.device} is not at hand: the latency of the exported file was not measured")
     return {

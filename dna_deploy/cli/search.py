@@ -50,6 +50,7 @@ def main(
     All of it is kept in runs/NAME: interrupt it, and the same command goes on; another budget or device picks again from
     the same ratings. Exit codes: 0 found, 1 no network fits, 2 the request is wrong, 3 the machine failed.
     """
+    from dna_deploy.measure import remark
     from dna_deploy.predictor import LatencyPredictor
     from dna_deploy.progress import say, show
     from dna_deploy.run import Asked, Student
@@ -85,6 +86,8 @@ def main(
     if student is not None:
         rows.append(["test accuracy", f"{student.test_accuracy:.2%} (teacher {student.teacher_test_accuracy:.2%})"])
     show(str(found.pick.folder), ["network found", ""], rows)
+    if student is not None and (changed := remark(student.speed)):
+        say(changed)
     say(f"by multiply-adds alone it would have been: {picked.macs_rival}")
     return {
         "folder": str(found.pick.folder),
