@@ -67,7 +67,7 @@ def _measured(verification: Verification, path: Path, picked: Picked) -> Verific
     """The exported file's latency, where the device of the pick can be measured from here and runs this format."""
     if path.suffix != ".onnx":
         return verification
-    found = measure_whole(LatencyTable.load(Path(picked.table)), [Model("exported", path.read_bytes())])
+    found = measure_whole(LatencyTable.load(Path(picked.table)), [Model("exported", path.read_bytes())], picked.predicted_ms)
     if found is None:
         return verification
     measured = found["exported"].measurement

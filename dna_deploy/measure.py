@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from dna_deploy.arch import Architecture
 from dna_deploy.graph import onnx_of
 from dna_deploy.ops import Op, parse
+from dna_deploy.plugins import knows
 from dna_deploy.progress import bar
 from dna_deploy.table import LatencyTable
 from profilers import Device, Measurement, Model, Plan, Stop, Visit, find_profiler, measure, registry, scaled, summarize
+
+REFERENCES = 5  # networks of the table measured beside others
 
 
 @dataclass(frozen=True)
@@ -27,23 +30,26 @@ def device_of(table: LatencyTable) -> Device | None:
     return Device(**table.header.device)  # type: ignore[arg-type]
 
 
-def measure_whole(table: LatencyTable, models: Sequence[Model], seconds: float = 20.0) -> dict[str, AtTableSpeed] | None:
-    """Measure whole networks, by key, with the table's anchors beside them; None where the device is not at hand.
+def measure_whole(
+    table: LatencyTable, models: Sequence[Model], about_ms: float, seconds: float = 20.0
+) -> dict[str, AtTableSpeed] | None:
+    """Measure whole networks of about `about_ms`, by key; None where the device is not at hand.
 
-    The machine may be faster or slower than when the table was taken: the anchors say by how much.
+    The machine may be faster or slower than when the table was taken. Networks of the table, as large as those to be
+    measured, are measured beside them and say by how much: single ops would not, they slow down by more than networks do.
     """
     device = device_of(table)
     if device is None:
         return None
-    anchors = table.sessions[0].anchors if table.sessions else []
-    beside = [Model(key, onnx_of(ops_of(key))) for key in anchors]
+    references = _references(table, about_ms)
+    beside = [Model(key, onnx_of(ops_of(key))) for key in references]
     plan, stop = Plan(rounds=24, anchors=0), Stop(seconds=seconds)
     taken: dict[str, list[Visit]] = {}
     with bar(f"measuring on {device.name}", plan.rounds * (len(models) + len(beside))) as advance:
         for visit in measure(find_profiler(device), device, [*models, *beside], plan, stop):
             taken.setdefault(visit.key, []).append(visit)
             advance(1)
-    speeds = [table.measurements[key].latency_ms / summarize(taken[key]).latency_ms for key in anchors]
+    speeds = [table.measurements[key].latency_ms / summarize(taken[key]).latency_ms for key in references]
     speed = statistics.median(speeds) if speeds else 1.0
     return {model.key: AtTableSpeed(scaled(summarize(taken[model.key]), speed), speed) for model in models}
 
@@ -57,6 +63,14 @@ def remark(speed: float | None) -> str | None:
         f"the device is {abs(speed - 1):.0%} {way} now than when its table was taken; measured times are given at the table's "
         "speed, but such a table is worth taking again when nothing else runs: dna-profile --again"
     )
+
+
+def _references(table: LatencyTable, about_ms: float) -> list[str]:
+    """The table's whole networks nearest to `about_ms`; its anchors where it has no networks."""
+    networks = [key for key in table.visits if Architecture.is_key(key)]
+    known = [key for key in networks if knows("spaces", key.partition("(")[0])]
+    near = sorted(known, key=lambda key: abs(table.measurements[key].latency_ms - about_ms))[:REFERENCES]
+    return near or (table.sessions[0].anchors if table.sessions else [])
 
 
 def ops_of(key: str) -> tuple[Op, ...]:

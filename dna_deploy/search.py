@@ -234,9 +234,9 @@ def finish(found: Found, predictor: LatencyPredictor, epochs: int) -> Student:
     test = Images(source, parts.test, run.asked.image_size)
     reached = accuracy(logits_of(network, test, teacher.preprocessing), test.labels)
     report = read_json(run.teacher_report, TeacherReport)
-    measured = measure_whole(predictor.table, [Model(arch.key, onnx_of(arch.ops))])
-    ms = measured[arch.key].measurement if measured else None
-    speed = measured[arch.key].speed if measured else None
+    measured = measure_whole(predictor.table, [Model("found", onnx_of(arch.ops))], found.picked.predicted_ms)
+    ms = measured["found"].measurement if measured else None
+    speed = measured["found"].speed if measured else None
     student = Student(
         test_accuracy=reached,
         teacher_test_accuracy=report.test_accuracy,

@@ -6,10 +6,10 @@ import pytest
 
 from dna_deploy.arch import sample
 from dna_deploy.errors import TableError
-from dna_deploy.measure import remark
+from dna_deploy.measure import _references, remark
 from dna_deploy.plugins import find
 from dna_deploy.predictor import LatencyPredictor
-from dna_deploy.table import Header, LatencyTable, Published, appending, create, find_table
+from dna_deploy.table import Header, LatencyTable, Published, Session, VisitRow, appending, create, find_table
 
 
 def _table(path, rows):
@@ -87,6 +87,21 @@ def test_pixel1_sums_by_hand():
         0.934826133,
     ]
     assert predictor.network_ms([op for c in cheapest for op in c.ops]) == pytest.approx(sum(rows))
+
+
+def test_networks_of_the_same_size_are_the_reference_for_a_measurement(tiny, tmp_path):
+    arches = list({arch.key: arch for arch in (sample(tiny, random.Random(seed)) for seed in range(60))}.values())
+    path = tmp_path / "t.jsonl"
+    create(path, Header("board", "test", {"name": "board"}, {}))
+    with appending(path) as out:
+        out.add(Session("2026-01-01T00:00:00Z", 0, [tiny.ops[0].key], {}))
+        out.add(VisitRow(tiny.ops[0].key, 0, [1_000]))
+    assert _references(LatencyTable.load(path), 5.0) == [tiny.ops[0].key]
+    with appending(path) as out:
+        for place, arch in enumerate(arches):
+            out.add(VisitRow(arch.key, 0, [(1 + place) * 1_000_000]))
+    assert set(_references(LatencyTable.load(path), 4.1)) == {arch.key for arch in arches[1:6]}
+    assert set(_references(LatencyTable.load(path), 1e9)) == {arch.key for arch in arches[-5:]}
 
 
 def test_a_device_that_changed_its_speed_is_remarked_on():

@@ -23,7 +23,7 @@ def _calls():
 @pytest.mark.parametrize("words", list(_calls()), ids=" ".join)
 def test_the_line_is_understood(words):
     command = importlib.import_module(f"dna_deploy.cli.{words[0].removeprefix('dna-')}").main
-    command.make_context(words[0], words[1:])  # raises click.UsageError for an unknown flag or value
+    assert command.make_context(words[0], words[1:]).params  # raises click.UsageError for an unknown flag or value
 
 
 def test_an_unknown_flag_would_be_seen():

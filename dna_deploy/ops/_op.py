@@ -1,6 +1,7 @@
 """What every op has: its place, its costs, its module and its key."""
 
 import dataclasses
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Op:
+class Op(ABC):
     """One layer at one place of a network: the unit we time is the unit we choose between.
 
     `hw` is the side of the square input in pixels, `cin` and `cout` are channels. A subclass adds what else it
@@ -57,17 +58,18 @@ class Op:
         return (self.cout, self.out_hw, self.out_hw)
 
     @property
+    @abstractmethod
     def macs(self) -> int:
         """Multiply-adds of one image, convolutions and matrix products only."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def params(self) -> int:
-        raise NotImplementedError
+        """Trainable parameters, BatchNorm's scale and shift among them."""
 
+    @abstractmethod
     def module(self) -> "nn.Module":
         """A fresh torch module (N, cin, hw, hw) -> (N, *out_shape), weights at random."""
-        raise NotImplementedError
 
     def absorb(self, module: "nn.Module", weight: "torch.Tensor", bias: "torch.Tensor") -> bool:
         """Fold the map x -> weight @ x + bias over channels, applied before the op, into its weights.
@@ -76,9 +78,9 @@ class Op:
         """
         return False
 
+    @abstractmethod
     def write(self, graph: "Graph", x: str) -> str:
         """Add the op's ONNX nodes behind the tensor named `x`; returns the name of the output."""
-        raise NotImplementedError
 
 
 def absorb_1x1(conv: "nn.Conv2d", norm: "nn.Module", weight: "torch.Tensor", bias: "torch.Tensor") -> None:

@@ -7,6 +7,7 @@ import secrets
 import shlex
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -31,7 +32,7 @@ class CommandFailed(Exception):
         self.command, self.code, self.said = command, code, said
 
 
-class Link:
+class Link(ABC):
     """What adb and ssh have in common. Every command given to it must be safe to say twice: an answer can be lost.
 
     `calls` counts the programs started on the host, which is what a slow cable is slow at.
@@ -42,14 +43,17 @@ class Link:
 
     # what a kind of link provides
 
+    @abstractmethod
     def shell_command(self, command: str) -> Sequence[str]:
-        raise NotImplementedError
+        """The program and arguments that run `command` on the device."""
 
+    @abstractmethod
     def send_command(self, local: Path, remote: str) -> Sequence[str]:
-        raise NotImplementedError
+        """Those that copy a file there."""
 
+    @abstractmethod
     def fetch_command(self, remote: str, local: Path) -> Sequence[str]:
-        raise NotImplementedError
+        """Those that copy a file back."""
 
     def reconnect(self) -> str | None:
         """Try to come back; what stands in the way, in words for the user, or None."""
