@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,7 +99,3 @@ def failures(verification: Verification) -> Sequence[str]:
         for found in verification.comparisons
         if not found.ok
     ]
-
-
-def file_of(verification: Verification, folder: Path) -> Path:
-    return folder / verification.file
