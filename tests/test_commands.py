@@ -1,6 +1,7 @@
 """The three commands as a user runs them: end to end on the smallest space, again, interrupted, and asked wrongly."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -209,6 +210,43 @@ def test_ctrl_c_is_one_line(tmp_path):
     running.send_signal(signal.SIGINT)
     _, said = running.communicate()
     assert running.returncode == 130 and "goes on from there" in said and "Traceback" not in said
+
+
+# A file system of its own, as full as asked; the command; the file system grown; the same command again.
+SMALL_DISK = """
+mount -t tmpfs -o "size=$1k" tmpfs . && cd "$PWD" && cp -r "$2"/. . || exit 99
+shift 2
+"$@"; echo "exit code $?" >&2
+mount -o remount,size=400m . || exit 99
+"$@"; echo "exit code $?" >&2
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "kept", "free_kb", "flags"),
+    [
+        ("profile", None, 28, ["--space", TINY, "--image-size", "32", "--classes", "10", "--validate", "0"]),
+        ("search", "latency_tables", 4000, ["--latency", "50ms", *SEARCH]),
+        ("export", ".", 100, []),
+    ],
+)
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(place, tmp_path, command, kept, free_kb, flags):
+    before, disk = tmp_path / "before", tmp_path / "disk"
+    disk.mkdir()
+    if kept:
+        shutil.copytree(place[0] / kept, before / kept)
+    else:
+        before.mkdir()
+    shutil.rmtree(before / "runs" / "try" / "cpu-50ms" / "export", ignore_errors=True)
+    size_kb = free_kb + sum(-(-file.stat().st_size // 4096) * 4 + 4 for file in before.rglob("*"))
+    program = [sys.executable, "-c", f"from dna_deploy.cli.{command} import main; main()", *flags]
+    script = ["unshare", "-rm", "sh", "-c", SMALL_DISK, "small-disk", str(size_kb), str(before), *program]
+    done = subprocess.run(script, cwd=disk, capture_output=True, text=True, timeout=300)
+    if done.returncode == 99 or "unshare:" in done.stderr:
+        pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()[:100]}")
+    full, again = done.stderr.split("exit code 3\n")
+    assert full.splitlines()[-1].startswith("error: ") and "disk is full" in full and "Traceback" not in full
+    assert again.endswith("exit code 0\n") and "error" not in again
 
 
 def test_devices_and_tables_are_listed(place):
