@@ -67,13 +67,13 @@ class Architecture:
             raise RequestError(f"{key!r} names {len(texts)} blocks; space {space.name} has {len(space.blocks)}")
         return Architecture(space, tuple(block.candidate(text) for block, text in zip(space.blocks, texts, strict=True)))
 
-    def module(self) -> "nn.Sequential":
-        """The network, weights at random: one child a block, each a sequence of its ops."""
+    def module(self, padding: str = "") -> "nn.Sequential":
+        """The network, weights at random: one child a block, each a sequence of its ops; `padding` as in `Op.module`."""
         from torch import nn
 
         network = nn.Sequential()
         for block, candidate in zip(self.space.blocks, self.candidates, strict=True):
-            network.add_module(block.name, nn.Sequential(*(op.module() for op in candidate.ops)))
+            network.add_module(block.name, nn.Sequential(*(op.module(padding) for op in candidate.ops)))
         return network
 
     def save(self, path: Path) -> None:

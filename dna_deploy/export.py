@@ -38,10 +38,10 @@ def export(pick: Pick, format: str, limits: Limits, output: Path | None = None) 
     arch = Architecture.load(pick.architecture)
     if not pick.weights.exists():
         raise RunError(f"{pick.weights}: no weights there; run the same dna-search again, it trains the found network")
-    network = arch.module()
+    report = read_json(run.teacher_report, TeacherReport)
+    network = arch.module(report.padding)
     load_checkpoint(pick.weights, network)
     network.eval()
-    report = read_json(run.teacher_report, TeacherReport)
     contract = Contract(arch.space.image_size, tuple(report.mean), tuple(report.std), tuple(report.classes))
     path = output or pick.export / f"model{exporter.suffix}"
     say(f"exporting {pick.folder} to {path}")

@@ -78,7 +78,8 @@ class TeacherReport:
     mean: list[float]
     std: list[float]
     cuts: list[str | None]
-    schema: str = "dna-deploy/teacher/1"
+    padding: str  # of its strided convolutions, and so of the student's: see `Teacher.padding`
+    schema: str = "dna-deploy/teacher/2"
 
 
 @dataclass(frozen=True)

@@ -57,13 +57,17 @@ def rate_all(run: Run, source: Source, space: SearchSpace) -> None:
     from dna_deploy.distill import Distillation, distill
     from dna_deploy.rate import rate
     from dna_deploy.supernet import Supernet
+    from dna_deploy.warm import warm_start
 
     asked = run.asked
     if source.licence:
         say(f"data {source.name}: {source.licence}")
     parts = splits(run, source)
     teacher = prepare_teacher(run, source, parts, space)
-    supernet = Supernet(space, teacher).to(_device())
+    supernet = Supernet(space, teacher)
+    started, ops = warm_start(supernet, teacher)
+    say(f"{started} of {ops} ops start from the teacher's layers of their shape")
+    supernet.to(_device())
     images = Images(source, parts.train, asked.image_size)
     how = Distillation(epochs=asked.distill_epochs, batch=asked.distill_batch, seed=asked.seed)
     distill(supernet, teacher, images, how, run.supernet)
@@ -110,8 +114,10 @@ def prepare_teacher(run: Run, source: Source, parts: Split, space: SearchSpace) 
         save_checkpoint(run.teacher, model, None, 0)
         test = Images(source, parts.test, asked.image_size)
         found = accuracy(logits_of(model, test, preprocessing), test.labels)
-        cuts = [place.name if place else None for place in cut(model, space, asked.cut)]
-        report = TeacherReport(found, list(source.classes), list(preprocessing.mean), list(preprocessing.std), cuts)
+        teacher = Teacher(asked.teacher, model, preprocessing, cut(model, space, asked.cut))
+        cuts = [place.name if place else None for place in teacher.cuts]
+        mean, std = list(preprocessing.mean), list(preprocessing.std)
+        report = TeacherReport(found, list(source.classes), mean, std, cuts, teacher.padding)
         write_json(run.teacher_report, report)
     say(f"teacher {asked.teacher}: {report.test_accuracy:.2%} of {len(parts.test)} test images")
     model.eval().requires_grad_(False).to(memory_format=torch.channels_last)

@@ -1,5 +1,6 @@
 """The supernet: for each piece of the teacher, every op of every layer of the blocks that imitate it, with weights."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +56,7 @@ class PieceSupernet(nn.Module):
     ops themselves have the shapes that are deployed; `build` folds the adapters away.
     """
 
-    def __init__(self, piece: Piece) -> None:
+    def __init__(self, piece: Piece, padding: str) -> None:
         super().__init__()
         self.piece = piece
         self.ops = nn.ModuleList()
@@ -66,7 +67,7 @@ class PieceSupernet(nn.Module):
                 for op in choices:
                     if (depth, op) not in self._index:
                         self._index[depth, op] = len(self.ops)
-                        self.ops.append(op.module())
+                        self.ops.append(op.module(padding))
         first, last = depths[0][0][0], [layers[-1][0] for layers in depths]
         self.enter = _adapter(piece.channels_in, first.cin)
         scores = len(last[0].out_shape) == 1  # the last piece ends in class scores, which need no adapter
@@ -75,6 +76,10 @@ class PieceSupernet(nn.Module):
 
     def op(self, depth: int, op: Op) -> nn.Module:
         return self.ops[self._index[depth, op]]
+
+    def places(self) -> Iterator[tuple[tuple[int, Op], nn.Module]]:
+        """Every op with the depth it stands at and its weights, from the input on."""
+        return ((place, self.ops[index]) for place, index in sorted(self._index.items(), key=lambda item: item[0][0]))
 
     def forward(self, x: torch.Tensor, candidate: Candidate) -> torch.Tensor:
         """(N, channels_in, H, W), the teacher's features -> its next ones, (N, channels_out, H', W') or logits."""
@@ -91,7 +96,8 @@ class Supernet(nn.Module):
     def __init__(self, space: SearchSpace, teacher: Teacher) -> None:
         super().__init__()
         self.space = space
-        self.parts = nn.ModuleList(PieceSupernet(piece) for piece in pieces(space, teacher))
+        self.padding = teacher.padding
+        self.parts = nn.ModuleList(PieceSupernet(piece, teacher.padding) for piece in pieces(space, teacher))
         self.to(memory_format=torch.channels_last)
 
     @property
@@ -101,7 +107,7 @@ class Supernet(nn.Module):
 
     def build(self, arch: Architecture) -> nn.Sequential:
         """The network of `arch` with the weights its ops learned in their blocks, adapters folded into them."""
-        network = arch.module().to(memory_format=torch.channels_last)
+        network = arch.module(self.padding).to(memory_format=torch.channels_last)
         modules = [module for block in network.children() for module in block.children()]
         ops = arch.ops
         at, arriving = 0, None

@@ -37,6 +37,17 @@ class Teacher:
     preprocessing: Preprocessing
     cuts: "tuple[Place | None, ...]"
 
+    @property
+    def padding(self) -> str:
+        """How its strided convolutions are padded, in timm's words: "same" as TensorFlow does, or "" for both sides alike.
+
+        A student padded otherwise sees everything a pixel aside, more with every stride, and imitates a shifted image:
+        under EfficientNet-Lite0 the first piece then starts at an error of .91 instead of .23 of the signal.
+        """
+        from timm.layers import Conv2dSame
+
+        return "same" if any(isinstance(module, Conv2dSame) for module in self.model.modules()) else ""
+
     def features(self, x: "torch.Tensor") -> "list[torch.Tensor]":
         """What is to be imitated, from one forward pass: the output of each cut, and the logits last."""
         import torch

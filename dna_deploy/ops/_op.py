@@ -68,8 +68,12 @@ class Op(ABC):
         """Trainable parameters, BatchNorm's scale and shift among them."""
 
     @abstractmethod
-    def module(self) -> "nn.Module":
-        """A fresh torch module (N, cin, hw, hw) -> (N, *out_shape), weights at random."""
+    def module(self, padding: str = "") -> "nn.Module":
+        """A fresh torch module (N, cin, hw, hw) -> (N, *out_shape), weights at random.
+
+        `padding` is timm's: "" puts as much on either side, "same" is TensorFlow's, which puts the odd pixel of a strided
+        convolution behind. It moves the features by a pixel, costs no time, and so is the teacher's choice, not the op's.
+        """
 
     def absorb(self, module: "nn.Module", weight: "torch.Tensor", bias: "torch.Tensor") -> bool:
         """Fold the map x -> weight @ x + bias over channels, applied before the op, into its weights.

@@ -27,7 +27,7 @@ class Classifier(Op):
     def params(self) -> int:
         return self.cin * self.cout + self.cout
 
-    def module(self) -> "nn.Module":
+    def module(self, padding: str = "") -> "nn.Module":
         from timm.layers import ClassifierHead
 
         module: nn.Module = ClassifierHead(self.cin, self.cout, pool_type="avg")

@@ -34,10 +34,10 @@ class Conv(Op):
     def params(self) -> int:
         return self.cin * self.cout * self.kernel**2 + 2 * self.cout
 
-    def module(self) -> "nn.Module":
+    def module(self, padding: str = "") -> "nn.Module":
         from timm.layers import ConvNormAct
 
-        module: nn.Module = ConvNormAct(self.cin, self.cout, self.kernel, self.stride, act_layer=self.act)
+        module: nn.Module = ConvNormAct(self.cin, self.cout, self.kernel, self.stride, padding=padding, act_layer=self.act)
         return module
 
     def absorb(self, module: "nn.Module", weight: "torch.Tensor", bias: "torch.Tensor") -> bool:

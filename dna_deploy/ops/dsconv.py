@@ -33,12 +33,12 @@ class DepthwiseSeparable(Op):
     def params(self) -> int:
         return self.cin * self.kernel**2 + 2 * self.cin + self.cin * self.cout + 2 * self.cout
 
-    def module(self) -> "nn.Module":
+    def module(self, padding: str = "") -> "nn.Module":
         from timm.layers import get_act_layer
         from timm.models._efficientnet_blocks import DepthwiseSeparableConv
 
         module: nn.Module = DepthwiseSeparableConv(
-            self.cin, self.cout, self.kernel, self.stride, act_layer=get_act_layer(self.act)
+            self.cin, self.cout, self.kernel, self.stride, act_layer=get_act_layer(self.act), pad_type=padding
         )
         return module
 

@@ -37,12 +37,12 @@ class MBConv(Op):
         wide = self.cin * self.expand
         return wide * (self.cin + self.kernel**2 + self.cout) + 2 * (wide + wide + self.cout)
 
-    def module(self) -> "nn.Module":
+    def module(self, padding: str = "") -> "nn.Module":
         from timm.layers import get_act_layer
         from timm.models._efficientnet_blocks import InvertedResidual
 
         act = get_act_layer(self.act)
-        module: nn.Module = InvertedResidual(self.cin, self.cout, self.kernel, self.stride, exp_ratio=self.expand, act_layer=act)
+        module: nn.Module = InvertedResidual(self.cin, self.cout, self.kernel, self.stride, exp_ratio=self.expand, act_layer=act, pad_type=padding)
         return module
 
     def absorb(self, module: "nn.Module", weight: "torch.Tensor", bias: "torch.Tensor") -> bool:
