@@ -124,3 +124,23 @@ def _candidates(costs: Array, scores: Array) -> Array:
     np.minimum.at(best, own, scores)
     below = np.concatenate([[np.inf], np.minimum.accumulate(best)[:-1]])
     return np.flatnonzero(scores < below[own])
+
+
+def least_through(values: Sequence[Array], links: Sequence[Array], join: np.ufunc = np.add) -> list[Array]:
+    """For every candidate the least total of all networks it is part of; infinite where its width meets nothing.
+
+    With `np.maximum` the total is the largest value of the network, for values from zero up.
+    """
+    before = [np.zeros(len(values[0]))]
+    for k in range(len(values) - 1):
+        before.append(_met(links[k][:, 1], join(before[k], values[k]), links[k + 1][:, 0]))
+    behind = [np.zeros(len(values[-1]))]
+    for k in range(len(values) - 1, 0, -1):
+        behind.insert(0, _met(links[k][:, 0], join(behind[0], values[k]), links[k - 1][:, 1]))
+    return [join(join(a, value), b) for a, value, b in zip(before, values, behind, strict=True)]
+
+
+def _met(widths: Array, totals: Array, wanted: Array) -> Array:
+    """The least of the totals at each wanted width."""
+    known, places = np.unique(wanted, return_inverse=True)
+    return np.array([totals[widths == width].min(initial=np.inf) for width in known])[places]

@@ -50,7 +50,7 @@ def test_a_network_is_a_chain_of_cells_that_fit(widths):
     assert len(drawn) == widths.size
     assert all(Architecture.parse(key).key == key for key in drawn)
     stem, b1, b2, head = (block.candidates for block in widths.blocks)
-    with pytest.raises(RequestError, match="puts out 24 channels.*takes 16"):
+    with pytest.raises(RequestError, match=r"puts out 24 channels.*takes 16"):
         Architecture(widths, (stem[0], b1[-1], b2[0], head[0]))
 
 
@@ -64,7 +64,7 @@ def test_choices_called_the_same_are_told_apart():
 
 
 def test_an_unsound_space_is_refused_in_one_line():
-    with pytest.raises(RequestError, match="b1: mbconv.* does not feed mbconv"):
+    with pytest.raises(RequestError, match=r"b1: mbconv.* does not feed mbconv"):
         Block("b1", (Cell("d2", ((MBConv(8, 8, 16, 3, 6),), (MBConv(8, 8, 16, 3, 6),))),))
     with pytest.raises(RequestError, match=r"b1 puts out \(16,\) channels, b2 takes \(8,\)"):
         SearchSpace("s", 8, 10, (Block.fixed("b1", MBConv(8, 8, 16, 3, 6)), Block.fixed("b2", MBConv(8, 8, 16, 3, 6))))
