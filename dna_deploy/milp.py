@@ -16,7 +16,7 @@ from dna_deploy.pick import least_through
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SCALE = 1000.0  # of scores: HiGHS stops at an absolute gap of 1e-6
-FIRST = 64  # candidates a block that enter the first integer program
+FIRST = 500  # candidates that enter the first integer program
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ def _next(
     program: Program, bounds: Sequence[Array], before: Sequence[tuple[int, ...]], apart: int, seconds: float
 ) -> Optimum | None:
     least = min(float(bound.min()) for bound in bounds)
-    reach = max(float(np.sort(bound)[min(FIRST, len(bound)) - 1]) for bound in bounds if np.isfinite(bound.min()))
+    nearest = np.sort(np.concatenate(list(bounds)))
+    reach = float(nearest[min(FIRST, len(nearest)) - 1])
     cuts = [(choices, apart) for choices in before]
     while True:
         kept = [np.flatnonzero(bound <= reach) for bound in bounds]
