@@ -6,7 +6,7 @@ solved again with more of them until none left out could be part of a better net
 space, and comes with its proof: a bound that no network is below.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,9 @@ class Program:
     limits: Array
 
     def only(self, kept: Sequence[Array]) -> "Program":
-        scores, costs, links = ([values[at] for values, at in zip(part, kept, strict=True)] for part in (self.scores, self.costs, self.links))
+        scores, costs, links = (
+            [values[at] for values, at in zip(part, kept, strict=True)] for part in (self.scores, self.costs, self.links)
+        )
         return Program(scores, costs, links, self.limits)
 
     def fits(self, choices: Sequence[int]) -> bool:
@@ -53,8 +55,10 @@ class Program:
         return float(sum(score[index] for score, index in zip(self.scores, choices, strict=True)))
 
 
-def best(program: Program, count: int = 1, apart: int = 1, seconds: float = 60.0) -> list[Optimum]:
-    """The `count` best networks, best first, each different from every better one in at least `apart` blocks.
+def best(
+    program: Program, count: int = 1, apart: int = 1, excluded: Collection[tuple[int, ...]] = (), seconds: float = 60.0
+) -> list[Optimum]:
+    """The `count` best networks but for the `excluded`, best first, each different from better ones in at least `apart` blocks.
 
     Fewer where there are no more, none where nothing fits. After `seconds` a network the best one found so far is taken, with
     the bound that was proven.
@@ -68,20 +72,19 @@ def best(program: Program, count: int = 1, apart: int = 1, seconds: float = 60.0
     bounds = [bound - prices @ program.limits for bound in least_through(values, program.links)]
     found: list[Optimum] = []
     while len(found) < count:
-        optimum = _next(program, bounds, [f.choices for f in found], apart, seconds)
+        cuts = [*((choices, 1) for choices in excluded), *((better.choices, apart) for better in found)]
+        optimum = _next(program, bounds, cuts, seconds)
         if optimum is None:
             break
         found.append(optimum)
     return found
 
 
-def _next(
-    program: Program, bounds: Sequence[Array], before: Sequence[tuple[int, ...]], apart: int, seconds: float
-) -> Optimum | None:
+def _next(program: Program, bounds: Sequence[Array], cuts: list[tuple[tuple[int, ...], int]], seconds: float) -> Optimum | None:
+    """The best network that differs from each cut's in at least as many blocks as the cut says."""
     least = min(float(bound.min()) for bound in bounds)
     nearest = np.sort(np.concatenate(list(bounds)))
     reach = float(nearest[min(FIRST, len(nearest)) - 1])
-    cuts = [(choices, apart) for choices in before]
     while True:
         kept = [np.flatnonzero(bound <= reach) for bound in bounds]
         whole = all(np.isfinite(bound[bound > reach]).sum() == 0 for bound in bounds)
@@ -120,7 +123,11 @@ def _rows(program: Program) -> tuple[Any, Any, Array]:
             row[ends[k] : ends[k + 1]], row[ends[k + 1] : ends[k + 2]] = out == width, -(into == width).astype(float)
             met.append(coo_matrix(row))
     equal = vstack([one, *met]) if met else one
-    return np.concatenate(list(program.costs)).T / program.limits[:, None], equal, np.r_[np.ones(len(program.scores)), np.zeros(len(met))]
+    return (
+        np.concatenate(list(program.costs)).T / program.limits[:, None],
+        equal,
+        np.r_[np.ones(len(program.scores)), np.zeros(len(met))],
+    )
 
 
 def _prices(program: Program) -> Array | None:
