@@ -16,6 +16,7 @@ ROWS = [  # design.md, from the bottom up; a module may import from rows below i
     {"graph", "space"},
     {"arch", "spaces", "ratings", "pick"},
     {"table", "regressor", "exporters"},
+    {"transfer"},
     {"predictor", "measure", "data"},
     {"teacher", "checkpoint", "verify"},
     {"supernet"},
