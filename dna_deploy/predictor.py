@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -151,11 +152,9 @@ class LatencyPredictor:
 
     def network(self, ops: Sequence[Op], confidence: float = 0.95) -> Predicted:
         """A network's latency. Without whole networks in the table the bounds hold for the sum of the ops only."""
-        from scipy.stats import norm
-
         ms = self.network_ms(ops)
         margin = self.margin(confidence) if len(self._networks) >= FEWEST else 0.0
-        reach = float(norm.ppf(confidence)) * math.sqrt(self.variance(ops))
+        reach = deviations(confidence) * math.sqrt(self.variance(ops))
         return Predicted(ms, max(0.0, ms * (1 - margin) - reach), ms * (1 + margin) + reach)
 
     def variance(self, ops: Iterable[Op]) -> float:
@@ -260,6 +259,11 @@ class LatencyPredictor:
             return None
         wider = [other for other in self._known if dataclasses.replace(other, cout=op.cout) == op and other.cout > op.cout]
         return min((self._known[other].latency_ms for other in wider), default=None)
+
+
+def deviations(confidence: float) -> float:
+    """How many standard deviations above its mean a normal value lies with less than this confidence."""
+    return NormalDist().inv_cdf(confidence)
 
 
 def _megabytes(op: Op) -> float:

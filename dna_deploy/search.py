@@ -2,25 +2,29 @@
 
 import csv
 import io
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dna_deploy.arch import Architecture
+from dna_deploy.budget import Budget, Wish, block_costs, require_feasible, together
+from dna_deploy.confirm import Confirmed, confirm
 from dna_deploy.data import Images, Source, Split, load_split, open_source, save_split, split
-from dna_deploy.errors import MachineError, NothingFits
+from dna_deploy.errors import MachineError, NothingFits, RequestError
 from dna_deploy.files import read_json, write_atomic, write_json, write_text
 from dna_deploy.graph import onnx_of
-from dna_deploy.measure import measure_whole
+from dna_deploy.measure import device_of, measure_whole
 from dna_deploy.pick import Front, pareto_front
 from dna_deploy.plugins import find
-from dna_deploy.predictor import LatencyPredictor
+from dna_deploy.predictor import LatencyPredictor, Predicted
 from dna_deploy.progress import say
 from dna_deploy.ratings import Rating, load_ratings, save_ratings
-from dna_deploy.run import Asked, Pick, Picked, Run, Student, TeacherReport, open_run
+from dna_deploy.run import Asked, Beside, Pick, Picked, Run, Student, TeacherReport, open_run
+from dna_deploy.several import best_within
 from dna_deploy.space import SearchSpace
 from profilers import Model
 
@@ -35,20 +39,23 @@ class Found:
     pick: Pick
     architecture: Architecture
     picked: Picked
-    front: Front
+    front: Front  # under the first budget alone
+    budgets: tuple[Budget, ...]
 
 
-def search(asked: Asked, name: str | None, predictor: LatencyPredictor, budget_ms: float) -> Found:
+def search(asked: Asked, name: str | None, wishes: Sequence[Wish], measure_top: int = 0) -> Found:
     """Everything up to the exact pick. Stages that an earlier call finished are read, not done again."""
     source = open_source(asked.data, asked.data_root)
     space: SearchSpace = find("spaces", asked.space).at(asked.image_size, len(source.classes))
-    predictor.require(space)
-    require_feasible(space, predictor, budget_ms)
+    budgets = [wish.on(space) for wish in wishes]
+    for budget in budgets:
+        budget.predictor.require(space)
+    require_feasible(space, budgets)
     run = open_run(name, asked)
     if not run.ratings.exists():
         rate_all(run, source, space)
     ratings = load_ratings(run.ratings, space.blocks)
-    return pick(run, space, ratings, predictor, budget_ms)
+    return pick(run, space, ratings, budgets, measure_top)
 
 
 def rate_all(run: Run, source: Source, space: SearchSpace) -> None:
@@ -118,25 +125,6 @@ def prepare_teacher(run: Run, source: Source, parts: Split, space: SearchSpace) 
     return Teacher(asked.teacher, model, preprocessing, cut(model, space, asked.cut))
 
 
-def block_costs(space: SearchSpace, predictor: LatencyPredictor) -> list[np.ndarray[Any, Any]]:
-    """Predicted milliseconds of every candidate of every block; the fixed part of the correction is in the first."""
-    correction = predictor.correction
-    op_ms = {op: correction.op_ms(op, predictor.op_ms(op)) for op in space.ops}
-    costs = [np.array([sum(op_ms[op] for op in candidate.ops) for candidate in block.candidates]) for block in space.blocks]
-    costs[0] = costs[0] + correction.offset_ms
-    return costs
-
-
-def require_feasible(space: SearchSpace, predictor: LatencyPredictor, budget_ms: float) -> None:
-    """Before anything is trained: is there a network within the budget at all?"""
-    least = sum(float(cost.min()) for cost in block_costs(space, predictor))
-    if least > budget_ms:
-        raise NothingFits(
-            f"no network of {space.name} at {space.image_size} px fits {budget_ms:g} ms on {predictor.table.header.target}; "
-            f"the fastest takes {least:.3g} ms: raise --latency, or lower --image-size"
-        )
-
-
 def block_scores(space: SearchSpace, ratings: dict[str, list[Rating]]) -> list[np.ndarray[Any, Any]]:
     """The additive score: the logarithm of each candidate's relative L1, zero for blocks without a choice."""
     return [
@@ -145,43 +133,117 @@ def block_scores(space: SearchSpace, ratings: dict[str, list[Rating]]) -> list[n
     ]
 
 
-def pick(run: Run, space: SearchSpace, ratings: dict[str, list[Rating]], predictor: LatencyPredictor, budget_ms: float) -> Found:
-    """The best network within the budget, the whole front beside it, and what multiply-adds alone would have chosen."""
-    costs = block_costs(space, predictor)
-    front = pareto_front(costs, block_scores(space, ratings))
-    best = front.best_within(budget_ms)
-    assert best is not None, "require_feasible comes first"
-    found = architecture_at(space, front.choices[best])
-    rival = largest_within(space, costs, budget_ms)
-    table = predictor.table
-    folder = run.pick(table.header.target, budget_ms)
+def pick(
+    run: Run, space: SearchSpace, ratings: dict[str, list[Rating]], budgets: Sequence[Budget], measure_top: int = 0
+) -> Found:
+    """The best network within the budgets, the whole front beside it, and what multiply-adds alone would have chosen.
+
+    With `measure_top` up to that many of the best are measured first, and the prediction is corrected by them.
+    """
+    first = budgets[0]
+    expected = [block_costs(space, budget.predictor) for budget in budgets]
+    bounding = [block_costs(space, budget.predictor, budget.confidence) for budget in budgets]
+    scores = block_scores(space, ratings)
+    confirmed = _confirmed(space, budgets, expected, bounding, scores, measure_top) if measure_top else None
+    factors = confirmed.factors if confirmed else [1.0] * len(budgets)
+    bounding = [[factor * cost for cost in costs] for factor, costs in zip(factors, bounding, strict=True)]
+    front = pareto_front(bounding[0], scores)
+    best = front.best_within(first.ms)
+    choices: Sequence[int] | None = confirmed.choices if confirmed else None
+    if choices is None and len(budgets) > 1:
+        choices = best_within(together(bounding), scores, [budget.ms for budget in budgets])
+    elif choices is None and best is not None:
+        choices = front.choices[best].tolist()
+    if choices is None:
+        raise NothingFits("no network fits by what was measured; raise --latency")
+    found = architecture_at(space, choices)
+    predicted = [
+        Predicted(*(factor * ms for ms in astuple(budget.predictor.network(found.ops, budget.confidence or 0.95))))
+        for budget, factor in zip(budgets, factors, strict=True)
+    ]
+    rival = largest_within(space, bounding[0], first.ms)
+    folder = run.picked([(budget.device, budget.ms) for budget in budgets])
     picked = Picked(
-        device=table.header.target,
-        table=str(table.path),
-        budget_ms=budget_ms,
-        predicted_ms=float(front.costs[best]),
-        score=float(front.scores[best]),
+        device=first.device,
+        table=str(first.predictor.table.path),
+        budget_ms=first.ms,
+        predicted_ms=predicted[0].ms,
+        score=sum(float(score[index]) for score, index in zip(scores, choices, strict=True)),
         macs=found.macs,
         params=found.params,
-        macs_rival=rival.text,
+        macs_rival=rival.text if rival else None,
+        confidence=first.confidence,
+        low_ms=predicted[0].low_ms,
+        high_ms=_finite(predicted[0].high_ms),
+        others=[
+            Beside(budget.device, str(budget.predictor.table.path), budget.ms, own.ms, own.low_ms, _finite(own.high_ms))
+            for budget, own in list(zip(budgets, predicted, strict=True))[1:]
+        ],
+        tried=confirmed.tried if confirmed else [],
+        tried_ended=confirmed.ended if confirmed else None,
     )
     if folder.architecture.exists() and Architecture.load(folder.architecture) != found:
         folder.weights.unlink(missing_ok=True)  # of another network: the ratings or the table changed
         folder.student.unlink(missing_ok=True)
     found.save(folder.architecture)
     write_front(folder.front, space, front)
-    plot_front(folder.front.with_suffix(".png"), front, best, budget_ms, table.header.target)
+    at = sum(float(cost[index]) for cost, index in zip(bounding[0], choices, strict=True))
+    plot_front(folder.front.with_suffix(".png"), front, (at, picked.score), first.ms, first.device)
     write_json(folder.picked, picked)
-    return Found(folder, found, picked, front)
+    return Found(folder, found, picked, front, tuple(budgets))
 
 
-def largest_within(space: SearchSpace, costs: Sequence[np.ndarray[Any, Any]], budget_ms: float) -> Architecture:
-    """The network with the most multiply-adds within the budget: the rival every score has to beat."""
+def _finite(ms: float) -> float | None:
+    return ms if math.isfinite(ms) else None  # a published figure without a spread has no upper bound
+
+
+def _confirmed(
+    space: SearchSpace,
+    budgets: Sequence[Budget],
+    expected: Sequence[Sequence[np.ndarray[Any, Any]]],
+    bounding: Sequence[Sequence[np.ndarray[Any, Any]]],
+    scores: Sequence[np.ndarray[Any, Any]],
+    count: int,
+) -> Confirmed:
+    tables = [budget.predictor.table for budget in budgets]
+    if not any(device_of(table) for table in tables):
+        names = ", ".join(budget.device for budget in budgets)
+        raise RequestError(f"--measure-top {count}: {names} cannot be measured from here; leave it out")
+
+    def measure(choices: tuple[int, ...], predicted: Sequence[float]) -> list[float | None]:
+        arch = architecture_at(space, choices)
+        found = [
+            measure_whole(table, [Model(arch.key, onnx_of(arch.ops))], ms) for table, ms in zip(tables, predicted, strict=True)
+        ]
+        taken = [own[arch.key].measurement if own else None for own in found]
+        return [
+            None if own is None else own.high_ms if budget.confidence and math.isfinite(own.high_ms) else own.latency_ms
+            for own, budget in zip(taken, budgets, strict=True)
+        ]
+
+    confirmed = confirm(
+        count,
+        [budget.ms for budget in budgets],
+        best=lambda factors, over: best_within(
+            together(bounding), scores, [budget.ms / factor for budget, factor in zip(budgets, factors, strict=True)], over
+        ),
+        predict=lambda choices: [
+            sum(float(cost[index]) for cost, index in zip(costs, choices, strict=True)) for costs in expected
+        ],
+        measure=measure,
+        name=lambda choices: architecture_at(space, choices).text,
+    )
+    if confirmed is None:
+        raise NothingFits("no network fits by what was measured; raise --latency")
+    return confirmed
+
+
+def largest_within(space: SearchSpace, costs: Sequence[np.ndarray[Any, Any]], budget_ms: float) -> Architecture | None:
+    """The network with the most multiply-adds within the budget: the rival every score has to beat; None: nothing fits."""
     macs = [np.array([-float(sum(op.macs for op in candidate.ops)) for candidate in block.candidates]) for block in space.blocks]
     front = pareto_front(costs, macs)
     best = front.best_within(budget_ms)
-    assert best is not None
-    return architecture_at(space, front.choices[best])
+    return None if best is None else architecture_at(space, front.choices[best])
 
 
 def architecture_at(space: SearchSpace, choices: Sequence[int]) -> Architecture:
@@ -198,7 +260,7 @@ def write_front(path: Path, space: SearchSpace, front: Front) -> None:
     write_text(path, text.getvalue())
 
 
-def plot_front(path: Path, front: Front, best: int, budget_ms: float, device: str) -> None:
+def plot_front(path: Path, front: Front, found: tuple[float, float], budget_ms: float, device: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -206,7 +268,7 @@ def plot_front(path: Path, front: Front, best: int, budget_ms: float, device: st
     axes = figure.add_subplot()
     axes.step(front.costs, front.scores, where="post", linewidth=1.2, label=f"Pareto front, {len(front.costs)} networks")
     axes.axvline(budget_ms, linestyle="--", linewidth=1, color="grey", label=f"budget {budget_ms:g} ms")
-    axes.plot(front.costs[best], front.scores[best], "o", label=f"chosen, {front.costs[best]:.3g} ms")
+    axes.plot(*found, "o", label=f"chosen, {found[0]:.3g} ms")
     axes.set_xlabel(f"predicted latency on {device}, ms")
     axes.set_ylabel("score: sum of log relative L1 (lower is better)")
     axes.legend()

@@ -37,6 +37,20 @@ class Latency(click.ParamType[float]):
         return float(match[1]) * _UNITS_MS[match[2]]
 
 
+class DeviceLatency(click.ParamType[tuple[str | None, float]]):
+    """A latency, for the device named before it where there are several: 80ms, pixel1=80ms."""
+
+    name = "[DEVICE=]latency"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str | None, float]:
+        if isinstance(value, tuple):
+            return value
+        device, named, text = str(value).rpartition("=")
+        if named and not device:
+            self.fail(f"{value!r} names no device; expected for example pixel1=80ms", param, ctx)
+        return device or None, Latency().convert(text, param, ctx)
+
+
 class Duration(click.ParamType[float]):
     """A time span, in seconds: 90s, 2min."""
 
