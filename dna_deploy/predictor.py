@@ -22,7 +22,7 @@ from dna_deploy.ops import Op, parse
 from dna_deploy.plugins import knows
 from dna_deploy.progress import say
 from dna_deploy.space import SearchSpace
-from dna_deploy.table import LatencyTable, tables
+from dna_deploy.table import LatencyTable, has_interval, tables
 from dna_deploy.transfer import FEWEST as FEWEST_OPS
 from dna_deploy.transfer import Transferred, transfer
 from profilers import Measurement
@@ -305,11 +305,6 @@ def known_ops(table: LatencyTable) -> dict[Op, Measurement]:
     """The ops of a table that were published, or measured in enough rounds to know an interval."""
     found = {key: value for key, value in table.measurements.items() if not Architecture.is_key(key)}
     return {parse(key): value for key, value in found.items() if has_interval(value)}
-
-
-def has_interval(found: Measurement) -> bool:
-    """Published, or measured in enough rounds to say how sure it is: a reading of one round would mislead the search."""
-    return found.rounds == 0 or math.isfinite(found.high_ms)
 
 
 def open_predictor(path: Path, ops: Sequence[Op]) -> LatencyPredictor:

@@ -9,6 +9,7 @@ anew whenever more is.
 
 import errno
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -147,7 +148,8 @@ class LatencyTable:
         kept = {round for session in sessions_of(drift, sessions) for round in settled(session)}
         measurements.update({key: summarize(_in(kept, taken), drift) for key, taken in visits.items()})
         frozen = {key: tuple(taken) for key, taken in visits.items()}
-        predicted = {row.key: row for row in rows if isinstance(row, PredictedRow) and row.key not in measurements}
+        guesses = [row for row in rows if isinstance(row, PredictedRow)]
+        predicted = {row.key: row for row in guesses if row.key not in measurements or not has_interval(measurements[row.key])}
         ends = tuple(row for row in rows if isinstance(row, End))
         return LatencyTable(path, header, measurements, sessions, frozen, drift, predicted, ends)
 
@@ -159,6 +161,11 @@ def sessions_of(drift: Mapping[int, float], sessions: Sequence[Session]) -> list
     for round, slowness in drift.items():
         found[sum(first <= round for first in firsts) - 1][round] = slowness
     return [part for part in found if part]
+
+
+def has_interval(found: Measurement) -> bool:
+    """Published, or measured in enough rounds to say how sure it is: a reading of one round would mislead the search."""
+    return found.rounds == 0 or math.isfinite(found.high_ms)
 
 
 def _in(rounds: set[int], visits: list[Visit]) -> list[Visit]:
@@ -224,7 +231,7 @@ class Appender:
         _, rows = _read(self.path)
         lines = [_line(table.header), *(_line(row) for row in rows if isinstance(row, (Session, End, Published)))]
         lines += [_line(_row(key, table.measurements[key], visits)) for key, visits in table.visits.items()]
-        lines += [_line(row) for row in predicted if row.key not in table.measurements]
+        lines += [_line(row) for row in predicted]
         write_atomic(self.path, lambda temporary: temporary.write_text("".join(lines), encoding="utf-8"))
 
 
