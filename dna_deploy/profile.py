@@ -21,7 +21,7 @@ from dna_deploy.ops import parse
 from dna_deploy.predictor import FEWEST, Account, LatencyPredictor, known_ops, open_predictor, references
 from dna_deploy.progress import bar, say
 from dna_deploy.space import SearchSpace
-from dna_deploy.table import Appender, End, LatencyTable, PredictedRow, Session, VisitRow, appending, create, header_of
+from dna_deploy.table import Appender, End, LatencyTable, PredictedRow, Session, VisitRow, appending, header_of
 from dna_deploy.transfer import FEWEST as FEWEST_OPS
 from dna_deploy.transfer import describe, worth_measuring
 from profilers import Device, Model, Plan, Profiler, Stop, Visit, find_profiler, measure
@@ -47,10 +47,8 @@ def profile(
     """Measure what the table at `path` still lacks of `space`; every visit is kept as it is taken."""
     profiler = find_profiler(device)
     environment = profiler.environment(device)
-    if not path.exists():
-        about = "isolated ops and whole networks, one image, as ONNX models with random weights"
-        create(path, header_of(device, environment, about))
-    with appending(path) as out:
+    about = "isolated ops and whole networks, one image, as ONNX models with random weights"
+    with appending(path, header_of(device, environment, about)) as out:
         table = LatencyTable.load(path)
         _require_same(table, environment)
         models = wanted(space, validate)

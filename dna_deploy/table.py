@@ -196,16 +196,22 @@ def create(path: Path, header: Header) -> None:
 
 
 @contextmanager
-def appending(path: Path) -> Iterator["Appender"]:
-    """Append rows to the table at `path`, alone: a second process that tries is refused. Repairs a cut last line."""
+def appending(path: Path, header: Header | None = None) -> Iterator["Appender"]:
+    """Append rows to the table at `path`, alone: a second process that tries is refused. Repairs a cut last line.
+
+    With `header` a table that does not exist is made first, under the same lock: two that start at once make one.
+    """
     from filelock import FileLock, Timeout
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"), blocking=False)
     try:
         lock.acquire()
     except Timeout:
         raise TableError(f"{path}: another dna-profile is writing this table; wait for it or use another --table") from None
     try:
+        if header is not None and not path.exists():
+            create(path, header)
         _drop_cut_line(path)
         with path.open("ab", buffering=0) as file:
             yield Appender(path, file)
