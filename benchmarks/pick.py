@@ -12,10 +12,10 @@ import time
 import numpy as np
 
 from benchmarks._report import Result, arguments, at_most, plain, report
+from dna_deploy.budget import block_costs
 from dna_deploy.pick import pareto_front
 from dna_deploy.plugins import find
 from dna_deploy.predictor import LatencyPredictor
-from dna_deploy.search import block_costs
 from dna_deploy.table import LatencyTable, find_table
 
 

@@ -21,6 +21,7 @@ import torch
 
 from benchmarks._report import Result, arguments, plain, report
 from dna_deploy.arch import Architecture, sample
+from dna_deploy.budget import Wish, block_costs
 from dna_deploy.data import Images, open_source
 from dna_deploy.exporters._exporter import Contract
 from dna_deploy.files import read_json
@@ -29,7 +30,6 @@ from dna_deploy.plugins import find
 from dna_deploy.predictor import LatencyPredictor
 from dna_deploy.run import Asked, TeacherReport, open_run
 from dna_deploy.search import (
-    block_costs,
     inherit_and_train,
     largest_within,
     prepare_teacher,
@@ -116,7 +116,7 @@ def one_seed(seed: int, args, predictor: LatencyPredictor, budget_ms: float) -> 
         seed=seed,
     )
     name = f"benchmark-student-{seed}"
-    found = search(asked, name, predictor, budget_ms)
+    found = search(asked, name, [Wish(predictor.table.path, budget_ms)])
     run, space = open_run(name, asked), found.architecture.space
     source = open_source("elpv")
     parts = splits(run, source)

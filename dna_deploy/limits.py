@@ -14,6 +14,7 @@ from dna_deploy.footprint import footprint
 from dna_deploy.milp import Optimum, Program, best
 from dna_deploy.ops import Op
 from dna_deploy.pick import Front, least_through, pareto_front
+from dna_deploy.pins import allowed
 from dna_deploy.space import SearchSpace
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -34,7 +35,15 @@ class Limit:
 
     @property
     def text(self) -> str:
-        return f"{self.flag} {self.write(self.most)}"
+        return self.said(self.most)
+
+    def of(self, choices: Sequence[int]) -> float:
+        """What the network of these candidates costs."""
+        parts = [float(cost[index]) for cost, index in zip(self.costs, choices, strict=True)]
+        return max(parts) if self.peak else sum(parts)
+
+    def said(self, value: float) -> str:
+        return f"{self.flag}{'' if self.flag.endswith('=') else ' '}{self.write(value)}"
 
 
 def macs(space: SearchSpace, most: float) -> Limit:
@@ -71,6 +80,41 @@ def in_milliseconds(value: float) -> str:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What is asked of the network besides its latency; None or empty: not asked."""
+
+    macs: float | None = None
+    params: float | None = None
+    file_bytes: float | None = None
+    memory_bytes: float | None = None
+    pins: tuple[str, ...] = ()
+    bans: tuple[str, ...] = ()
+    top: int = 1  # networks to name
+    diverse: bool = False  # each of them differs from better ones in at least half of the searched blocks
+
+    def problem(self, space: SearchSpace, latencies: Sequence["Limit"]) -> "Problem":
+        asked = ((macs, self.macs), (params, self.params), (file_size, self.file_bytes), (memory, self.memory_bytes))
+        own = [make(space, most) for make, most in asked if most is not None]
+        return Problem(space, [*latencies, *own], allowed(space, self.pins, self.bans))
+
+    def apart(self, space: SearchSpace) -> int:
+        """In how many blocks networks have to differ."""
+        return (sum(block.size > 1 for block in space.blocks) + 1) // 2 if self.diverse else 1
+
+    @property
+    def texts(self) -> list[str]:
+        """What narrows the choice, as flags."""
+        millions = [("--macs", self.macs), ("--params", self.params)]
+        megabytes = [("--file-size", self.file_bytes), ("--memory", self.memory_bytes)]
+        return [
+            *(f"{flag} {in_millions(value)}" for flag, value in millions if value is not None),
+            *(f"{flag} {in_megabytes(value)}" for flag, value in megabytes if value is not None),
+            *(f"--pin {text}" for text in self.pins),
+            *(f"--ban {text}" for text in self.bans),
+        ]
+
+
+@dataclass(frozen=True)
 class Problem:
     """A space under limits. `allowed[k]` (candidates,) is false where a candidate of block k is out of the question."""
 
@@ -104,7 +148,7 @@ class Problem:
         """Refuse what no network can keep to, with the least there is of everything and which two limits conflict."""
         least = [self._least(limit) for limit in self.limits]
         about = f"no network of {self.space.name} at {self.space.image_size} px fits"
-        listed = ", ".join(f"{limit.flag} {limit.write(value)}" for limit, value in zip(self.limits, least, strict=True))
+        listed = ", ".join(limit.said(value) for limit, value in zip(self.limits, least, strict=True))
         alone = [limit.text for limit, value in zip(self.limits, least, strict=True) if value > limit.most]
         if alone:
             raise NothingFits(f"{about} {', '.join(alone)}; the least there is, each taken alone: {listed}")
@@ -118,6 +162,11 @@ class Problem:
         if len(self._sums) > 2 and not self.best([np.zeros(len(mask)) for mask in self.allowed]):
             asked = ", ".join(limit.text for limit in self.limits)
             raise NothingFits(f"{about} all of {asked}, though any two of them; the least there is, each taken alone: {listed}")
+
+    @property
+    def one_sum(self) -> bool:
+        """Whether the front alone answers: only one limit is on a sum."""
+        return len(self._sums) == 1
 
     @property
     def _sums(self) -> list[Limit]:

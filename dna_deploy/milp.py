@@ -6,6 +6,7 @@ solved again with more of them until none left out could be part of a better net
 space, and comes with its proof: a bound that no network is below.
 """
 
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -164,6 +165,6 @@ def _solve(program: Program, cuts: Sequence[tuple[Sequence[int | None], int]], s
     )
     if solved.x is None:
         return None
-    chosen = [int(solved.x[a:b].argmax()) for a, b in zip(starts, starts[1:], strict=False)]
+    chosen = [int(solved.x[a:b].argmax()) for a, b in itertools.pairwise(starts)]
     bound = solved.mip_dual_bound if solved.status != 0 else solved.fun
     return chosen, float(bound) / SCALE

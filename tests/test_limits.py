@@ -121,7 +121,7 @@ def test_three_limits_that_only_conflict_together(tiny):
         costs = [np.zeros(block.size) for block in tiny.blocks]
         costs[1] = columns[:, k]
         made.append(Limit(f"--l{k}", 2.0, costs, str))
-    with pytest.raises(NothingFits, match="fits all of --l0 2.0, --l1 2.0, --l2 2.0, though any two of them"):
+    with pytest.raises(NothingFits, match=r"fits all of --l0 2\.0, --l1 2\.0, --l2 2\.0, though any two of them"):
         Problem(tiny, made, allowed(tiny)).require_feasible()
     Problem(tiny, made[:2], allowed(tiny)).require_feasible()
 

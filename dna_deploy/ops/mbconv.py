@@ -48,6 +48,10 @@ class MBConv(Op):
         squeeze = 2 * wide * self.squeezed + self.squeezed + wide if self.se else 0
         return wide * (self.cin + self.kernel**2 + self.cout) + 2 * (wide + wide + self.cout) + squeeze
 
+    @property
+    def hidden(self) -> int:
+        return self.cin * self.expand * (self.hw**2 + self.out_hw**2)
+
     def module(self) -> "nn.Module":
         from functools import partial
 
