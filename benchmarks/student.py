@@ -21,10 +21,11 @@ import torch
 
 from benchmarks._report import Result, arguments, plain, report
 from dna_deploy.arch import Architecture, sample
-from dna_deploy.budget import Wish, block_costs
+from dna_deploy.budget import Budget, Wish
 from dna_deploy.data import Images, open_source
 from dna_deploy.exporters._exporter import Contract
 from dna_deploy.files import read_json
+from dna_deploy.limits import Wanted
 from dna_deploy.measure import measure_whole
 from dna_deploy.plugins import find
 from dna_deploy.predictor import LatencyPredictor
@@ -122,7 +123,10 @@ def one_seed(seed: int, args, predictor: LatencyPredictor, budget_ms: float) -> 
     parts = splits(run, source)
     teacher = prepare_teacher(run, source, parts, space)
     held_out, test = Images(source, parts.held_out, SIZE), Images(source, parts.test, SIZE)
-    networks = [("found", found.architecture), ("macs", largest_within(space, block_costs(space, predictor), budget_ms))]
+    networks = [
+        ("found", found.architecture),
+        ("macs", largest_within(Wanted().problem(space, [Budget(predictor, budget_ms).limit(space)]))),
+    ]
     networks += [("uniform", arch) for arch in uniforms(space, predictor, budget_ms)]
     networks += [("random", arch) for arch in randoms(space, predictor, found.picked.predicted_ms, random.Random(seed))]
     done = {(row["seed"], row["role"], row["network"]) for row in kept() if "seed" in row}

@@ -135,8 +135,8 @@ class Problem:
         """The best networks that keep to every limit, each other than better ones in at least `apart` blocks; see `milp.best`."""
         kept = self._kept()
         sums = [np.stack(block, axis=1) for block in zip(*(limit.costs for limit in self._sums), strict=True)]
-        most = np.array([limit.most for limit in self._sums])
-        program = Program(*(_at(kept, values) for values in (scores, sums, costs.links(self.space))), most)
+        scores, sums, links = (_at(kept, values) for values in (scores, sums, costs.links(self.space)))
+        program = Program(scores, sums, links, np.array([limit.most for limit in self._sums]))
         there = [choices for choices in excluded if all(index in at for index, at in zip(choices, kept, strict=True))]
         places = [tuple(int(np.searchsorted(at, index)) for at, index in zip(kept, choices, strict=True)) for choices in there]
         return [

@@ -136,6 +136,7 @@ class SearchSpace:
     image_size: int
     num_classes: int
     blocks: tuple[Block, ...]
+    cuts: tuple[str | None, ...] = ()  # the modules of the teacher it was derived from behind which its blocks end; () otherwise
 
     def __post_init__(self) -> None:
         for block, following in itertools.pairwise(self.blocks):

@@ -61,20 +61,24 @@ class Published(nn.Sequential):
         *blocks, head = self.children()
         for block in blocks:
             x = block(x)
-        y: torch.Tensor = head[0](x)  # type: ignore[index]
+        y: torch.Tensor = head.get_submodule("0")(x)
         return y
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        y: torch.Tensor = self.head[1](x, pre_logits=pre_logits)
+        y: torch.Tensor = self._classifier(x, pre_logits=pre_logits)
         return y
 
     def get_classifier(self) -> nn.Module:
-        classifier: nn.Module = self.head[1].fc
+        classifier: nn.Module = self._classifier.fc
         return classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         self.num_classes = num_classes
-        self.head[1].reset(num_classes, global_pool)
+        self._classifier.reset(num_classes, global_pool)
+
+    @property
+    def _classifier(self) -> Any:
+        return self.get_submodule("head.1")
 
 
 default_cfgs = generate_default_cfgs(
@@ -96,25 +100,25 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]
 def dna_a(pretrained: bool = False, **options: Any) -> nn.Module:
     """DNA-a: 4.24 M parameters, 335.1 M multiply-adds at 224 pixels."""
     return _built("dna_a", pretrained, options)
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]
 def dna_b(pretrained: bool = False, **options: Any) -> nn.Module:
     """DNA-b: 4.92 M parameters, 392.5 M multiply-adds."""
     return _built("dna_b", pretrained, options)
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]
 def dna_c(pretrained: bool = False, **options: Any) -> nn.Module:
     """DNA-c: 5.27 M parameters, 450.1 M multiply-adds."""
     return _built("dna_c", pretrained, options)
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]
 def dna_d(pretrained: bool = False, **options: Any) -> nn.Module:
     """DNA-d: 6.41 M parameters, 592.8 M multiply-adds."""
     return _built("dna_d", pretrained, options)

@@ -63,7 +63,10 @@ def test_the_run_holds_everything(place):
     folder = place[0] / "runs" / "try"
     kept = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
     own = {"run.json", "split.json", "teacher.safetensors", "teacher.json", "supernet.safetensors", "ratings.jsonl"}
-    found = {f"cpu-50ms/{name}" for name in ("architecture.json", "pick.json", "front.csv", "front.png", "student.safetensors")}
+    found = {
+        f"cpu-50ms/{name}"
+        for name in ("architecture.json", "pick.json", "front.csv", "front.png", "top.csv", "student.safetensors")
+    }
     assert kept == own | found | {"cpu-50ms/student.json", "cpu-50ms/export/model.onnx", "cpu-50ms/export/verification.json"}
     assert (folder / "cpu-50ms/front.png").read_bytes().startswith(b"\x89PNG")
     rows = (folder / "cpu-50ms/front.csv").read_text().splitlines()
@@ -91,6 +94,18 @@ def test_picking_again_reuses_the_ratings(place):
     assert ratings.stat().st_mtime_ns == before
     _, said = dna("export", "--run", again["folder"], cwd=folder, expect=2)
     assert "no weights there" in said and len(said.strip().splitlines()) == 1
+
+
+def test_several_limits_and_several_networks(place):
+    folder, _, found, _, _ = place
+    limits = ["--macs", f"{found['macs'] * 0.9 / 1e6:.4f}M", "--memory", "1MB", "--file-size", "1MB", "--ban", "b2=k3e6"]
+    done, said = dna("search", "--latency", "50ms", *SEARCH, *limits, "--top", "3", "--no-train", cwd=folder)
+    assert done["macs"] <= found["macs"] * 0.9 and done["peak_bytes"] <= 1e6 and done["file_bytes"] <= 1e6
+    assert done["score"] == pytest.approx(done["bound"]) and "no network within the budgets scores better" in said
+    assert len(done["top"]) == 3 == len(set(done["top"])) and done["top"][0] == done["network"]
+    assert not any("k3e6" in text.split(" | ")[1] for text in done["top"])
+    rows = (folder / done["folder"] / "top.csv").read_text().splitlines()
+    assert rows[0].startswith("score,--latency cpu,--macs,--file-size,--memory,network") and len(rows) == 4
 
 
 def test_searching_again_does_nothing_twice(place):
@@ -126,6 +141,12 @@ def test_an_export_that_is_not_the_network_is_exit_1(place):
         ("search", ["--latency", "80ms", *SEARCH[:-1], "new", "--image-size", "64"], 2, "are not in it"),
         ("search", ["--latency", "80ms", "--epochs", "0"], 2, "x>=1"),
         ("search", ["--latency", "80ms", "--imagesize", "3"], 2, "No such option"),
+        ("search", ["--latency", "80ms", *SEARCH, "--pin", "b1=d1", "--pin", "b1=d2"], 2, "leave no candidate of b1"),
+        ("search", ["--latency", "80ms", *SEARCH, "--ban", "k9*"], 2, "nothing there is called 'k9*'"),
+        ("search", ["--latency", "80ms", *SEARCH, "--macs", "1k", "--params", "10k"], 1, "fits --macs 0.001M, --params 0.01M"),
+        ("search", ["--latency", "80ms", *SEARCH, "--memory", "2"], 2, "10MB or 512kB"),
+        ("search", ["--latency", "80ms", *SEARCH[:-1], "new", "--teacher", "nope.py"], 2, "nope.py: no such file"),
+        ("profile", ["--space", "derived:nope"], 2, "timm has no model of that name"),
         ("profile", ["--device", "toaster"], 2, "no device we can measure"),
         ("profile", ["--space", "nope"], 2, "none of the spaces"),
         ("profile", ["--budget", "2"], 2, "90s or 2min"),

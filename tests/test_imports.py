@@ -21,7 +21,7 @@ ROWS = [  # design.md, from the bottom up; a module may import from rows below i
     {"predictor", "measure", "data"},
     {"budget"},
     {"teacher", "checkpoint", "verify"},
-    {"supernet"},
+    {"supernet", "derived"},
     {"distill", "rate"},
     {"train", "run"},
     {"profile", "search", "export"},

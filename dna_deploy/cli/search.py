@@ -46,12 +46,14 @@ if TYPE_CHECKING:
 @click.option("--ban", "bans", multiple=True, help="[BLOCK[.LAYER]=]PATTERN: no such op or cell, as k7* or b1=d1.")
 @click.option("--top", type=POSITIVE, default=1, help="Name this many of the best networks; the first is the one trained.")
 @click.option("--diverse", is_flag=True, help="With --top: each differs from better ones in at least half of the blocks.")
-@click.option("--teacher", default="tf_efficientnet_lite0", help="Any timm model by name.")
+@click.option(
+    "--teacher", default="tf_efficientnet_lite0", help="Any timm model by name, or a path ending in .py that defines MODEL."
+)
 @click.option("--teacher-weights", type=click.Path(path_type=Path), help="Its checkpoint: .safetensors, or a .pth state dict.")
 @click.option("--cut", help="Teacher modules to cut behind, with commas; found automatically if left out.")
 @click.option("--data", default="elpv", help="Image folder, elpv, digits, or a name timm.data reads (hfds/..., torch/...).")
 @click.option("--data-root", help="Where the files of a timm data set lie.")
-@click.option("--space", default="mobile", help="Search space: a name, or a path ending in .py.")
+@click.option("--space", default="mobile", help="Search space: a name, a path ending in .py, or auto: derived from the teacher.")
 @click.option("--image-size", type=POSITIVE, default=224, help="Input side in pixels.")
 @click.option("--run", "name", help="Run folder under runs/; named after data, space and size if left out.")
 @click.option("--teacher-epochs", type=POSITIVE, default=4, help="Fine-tuning of the teacher where its classes differ.")
@@ -107,7 +109,7 @@ def main(
         cut=cut.split(",") if cut else [],
         data=data,
         data_root=data_root,
-        space=space,
+        space=f"derived:{teacher}" if space == "auto" else space,
         image_size=image_size,
         teacher_epochs=teacher_epochs,
         distill_epochs=distill_epochs,
