@@ -17,7 +17,7 @@ from dna_deploy.ops.conv import Conv
 from dna_deploy.ops.dsconv import DepthwiseSeparable
 from dna_deploy.ops.mbconv import MBConv
 from dna_deploy.space import Block, Cell, SearchSpace
-from dna_deploy.teacher import Place, trunk, untrained
+from dna_deploy.teacher import Place, spatial, trunk, untrained
 
 if TYPE_CHECKING:
     from torch import nn
@@ -88,19 +88,13 @@ def stages(model: "nn.Module", places: list[Place], image_size: int) -> list[lis
     """
     found: list[list[Place]] = []
     for place in places:
-        if place.hw > (image_size + 3) // 4 or not _spatial(model.get_submodule(place.name)):
+        if place.hw > (image_size + 3) // 4 or not spatial(model.get_submodule(place.name)):
             continue
         if found and (found[-1][-1].hw, found[-1][-1].channels) == (place.hw, place.channels):
             found[-1].append(place)
         else:
             found.append([place])
     return found
-
-
-def _spatial(module: "nn.Module") -> bool:
-    from torch import nn
-
-    return any(isinstance(part, nn.Conv2d) and max(part.kernel_size) > 1 for part in module.modules())
 
 
 def _choices(hw: int, cin: int, cout: int, stride: int) -> tuple[Op, ...]:

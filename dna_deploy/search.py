@@ -98,7 +98,7 @@ def prepare_teacher(run: Run, source: Source, parts: Split, space: SearchSpace) 
 
     from dna_deploy.checkpoint import load_checkpoint, save_checkpoint
     from dna_deploy.data import Preprocessing
-    from dna_deploy.teacher import Teacher, create, cut, untrained
+    from dna_deploy.teacher import Teacher, create, cut, require_scores, untrained
     from dna_deploy.train import Training, accuracy, logits_of, train
 
     asked = run.asked
@@ -112,6 +112,7 @@ def prepare_teacher(run: Run, source: Source, parts: Split, space: SearchSpace) 
         weights = Path(asked.teacher_weights) if asked.teacher_weights else None
         model, preprocessing, ready = create(asked.teacher, len(source.classes), weights)
         cut(model, space, asked.cut)  # refused now rather than after the fine-tuning
+        require_scores(model, space)
         model.to(_device())
         if not ready:
             say(f"teacher {asked.teacher}: its classes differ, fine-tuning it on {len(parts.train)} images")

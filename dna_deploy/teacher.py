@@ -263,12 +263,6 @@ def cut(model: "nn.Module", space: SearchSpace, names: Sequence[str] = ()) -> "t
     modules by hand; a space derived from the teacher brings them along.
     """
     places = trunk(model, space.image_size)
-    scores = _scores(model, space.image_size)
-    if scores != (1, space.num_classes):
-        raise TeacherError(
-            f"the teacher's output has the shape {scores} for one image, the data has {space.num_classes} classes: expected "
-            f"(1, {space.num_classes}); give a network (or --teacher-weights) of these classes"
-        )
     ends = [block.out_hw for block in space.blocks[:-1]]
     seen = ", ".join(f"{place.name} ({place.channels} x {place.hw} px)" for place in places) or _shapes(model, space.image_size)
     chosen: list[Place | None]
@@ -294,8 +288,11 @@ def cut(model: "nn.Module", space: SearchSpace, names: Sequence[str] = ()) -> "t
                     f"the teacher has {len(here)} modules at {hw} px to cut behind, space {space.name} ends {count} blocks "
                     f"there; modules seen: {seen}"
                 )
-            stages = [a for a, b in zip(here, [*here[1:], None], strict=True) if b is None or a.channels != b.channels]
-            here = stages if len(stages) == count else here
+            for ends_of in (here, [place for place in here if spatial(model.get_submodule(place.name))]):
+                stages = [a for a, b in zip(ends_of, [*ends_of[1:], None], strict=True) if b is None or a.channels != b.channels]
+                if len(stages) == count:
+                    here = stages
+                    break
             chosen += [here[round((j + 1) * len(here) / count) - 1] for j in range(count)]
     for place, hw, block in zip(chosen, ends, space.blocks, strict=False):
         if place is not None and place.hw != hw:
@@ -303,16 +300,26 @@ def cut(model: "nn.Module", space: SearchSpace, names: Sequence[str] = ()) -> "t
     return tuple(chosen)
 
 
-def _scores(model: "nn.Module", image_size: int) -> tuple[int, ...]:
-    """The shape of what the network says of one image."""
+def spatial(module: "nn.Module") -> bool:
+    """Whether it looks beyond a pixel: the wide 1x1 before a classifier does not."""
+    from torch import nn
+
+    return any(isinstance(part, nn.Conv2d) and max(part.kernel_size) > 1 for part in module.modules())
+
+
+def require_scores(model: "nn.Module", space: SearchSpace) -> None:
+    """Refuse a network that does not score the classes of the data."""
     import torch
 
     training = model.training
-    try:
-        with torch.no_grad():
-            return tuple(model.eval()(torch.zeros(1, 3, image_size, image_size, device=_where(model))).shape)
-    finally:
-        model.train(training)
+    with torch.no_grad():
+        scores = tuple(model.eval()(torch.zeros(1, 3, space.image_size, space.image_size, device=_where(model))).shape)
+    model.train(training)
+    if scores != (1, space.num_classes):
+        raise TeacherError(
+            f"the teacher's output has the shape {scores} for one image, the data has {space.num_classes} classes: expected "
+            f"(1, {space.num_classes}); give a network of these classes, or let MODEL be a function of their number"
+        )
 
 
 def _shapes(model: "nn.Module", image_size: int) -> str:

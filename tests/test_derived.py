@@ -15,7 +15,7 @@ from dna_deploy.distill import draw, step
 from dna_deploy.errors import RequestError, TeacherError
 from dna_deploy.plugins import find
 from dna_deploy.supernet import Supernet
-from dna_deploy.teacher import Teacher, create, cut, trunk, untrained
+from dna_deploy.teacher import Teacher, create, cut, require_scores, trunk, untrained
 
 OWN = str(Path(__file__).with_name("own_teacher.py"))
 STAGES = {  # each stage's last module and the student's width: the teacher's, scaled so that the last is at most 320
@@ -75,7 +75,7 @@ def test_a_module_of_ones_own_as_teacher(tmp_path):
     model, _, ready = create(str(trained), 5)
     assert ready and isinstance(model, nn.Module)
     with pytest.raises(TeacherError, match=r"has the shape \(1, 7\) for one image, the data has 5 classes"):
-        cut(model, find("spaces", "mobile").at(64, 5))
+        require_scores(model, find("spaces", "mobile").at(64, 5))
     empty = tmp_path / "empty.py"
     empty.write_text("")
     with pytest.raises(RequestError, match="defines no MODEL"):
