@@ -21,15 +21,16 @@ import torch
 
 from benchmarks._report import Result, arguments, plain, report
 from dna_deploy.arch import Architecture, sample
+from dna_deploy.budget import Budget, Wish
 from dna_deploy.data import Images, open_source
 from dna_deploy.exporters._exporter import Contract
 from dna_deploy.files import read_json
+from dna_deploy.limits import Wanted
 from dna_deploy.measure import measure_whole
 from dna_deploy.plugins import find
 from dna_deploy.predictor import LatencyPredictor
 from dna_deploy.run import Asked, TeacherReport, open_run
 from dna_deploy.search import (
-    block_costs,
     inherit_and_train,
     largest_within,
     prepare_teacher,
@@ -116,13 +117,16 @@ def one_seed(seed: int, args, predictor: LatencyPredictor, budget_ms: float) -> 
         seed=seed,
     )
     name = f"benchmark-student-{seed}"
-    found = search(asked, name, predictor, budget_ms)
+    found = search(asked, name, [Wish(predictor.table.path, budget_ms)])
     run, space = open_run(name, asked), found.architecture.space
     source = open_source("elpv")
     parts = splits(run, source)
     teacher = prepare_teacher(run, source, parts, space)
     held_out, test = Images(source, parts.held_out, SIZE), Images(source, parts.test, SIZE)
-    networks = [("found", found.architecture), ("macs", largest_within(space, block_costs(space, predictor), budget_ms))]
+    networks = [
+        ("found", found.architecture),
+        ("macs", largest_within(Wanted().problem(space, [Budget(predictor, budget_ms).limit(space)]))),
+    ]
     networks += [("uniform", arch) for arch in uniforms(space, predictor, budget_ms)]
     networks += [("random", arch) for arch in randoms(space, predictor, found.picked.predicted_ms, random.Random(seed))]
     done = {(row["seed"], row["role"], row["network"]) for row in kept() if "seed" in row}

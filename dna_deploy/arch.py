@@ -1,5 +1,6 @@
 """An architecture: one candidate for each block of a space, and the files it is kept in."""
 
+import itertools
 import random
 import re
 from dataclasses import dataclass, field
@@ -20,10 +21,16 @@ SCHEMA = "dna-deploy/architecture/1"
 
 @dataclass(frozen=True)
 class Architecture:
-    """A network of a space. `candidates` holds one candidate for each block, in order."""
+    """A network of a space. `candidates` holds one candidate for each block, in order, of widths that fit."""
 
     space: SearchSpace
     candidates: tuple[Candidate, ...]
+
+    def __post_init__(self) -> None:
+        for before, after in itertools.pairwise(self.candidates):
+            if before.cell.out_shape != after.cell.in_shape:
+                out, into = before.cell.out_shape[0], after.cell.in_shape[0]
+                raise RequestError(f"{before.text!r} puts out {out} channels, {after.text!r} behind it takes {into}")
 
     @property
     def ops(self) -> tuple[Op, ...]:
@@ -103,9 +110,11 @@ class _File:
 
 
 def sample(space: SearchSpace, rng: random.Random) -> Architecture:
-    """A network drawn uniformly: each block's cell first, then each layer's op."""
-    candidates = []
+    """A network drawn block by block: uniformly a cell that fits behind the one before, then each layer's op."""
+    candidates: list[Candidate] = []
+    shape: tuple[int, ...] = space.blocks[0].cells[0].in_shape
     for block in space.blocks:
-        cell = rng.choice(block.cells)
+        cell = rng.choice([cell for cell in block.cells if cell.in_shape == shape])
+        shape = cell.out_shape
         candidates.append(Candidate(cell, tuple(rng.randrange(len(choices)) for choices in cell.layers)))
     return Architecture(space, tuple(candidates))

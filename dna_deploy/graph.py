@@ -47,11 +47,24 @@ class Graph:
         if name == "relu6":
             return self._node("Clip", [x, self._scalar("zero", 0.0), self._scalar("six", 6.0)])
         if name == "silu":
-            return self._node("Mul", [x, self._node("Sigmoid", [x])])
+            return self.mul(x, self.act(x, "sigmoid"))
+        if name == "sigmoid":
+            return self._node("Sigmoid", [x])
+        if name == "hard_swish":
+            return self._node("HardSwish", [x])
+        if name == "hard_sigmoid":
+            return self._node("HardSigmoid", [x], alpha=1 / 6, beta=0.5)
         raise AssertionError(f"no activation {name!r}")
 
     def add(self, x: str, y: str) -> str:
         return self._node("Add", [x, y])
+
+    def mul(self, x: str, y: str) -> str:
+        return self._node("Mul", [x, y])
+
+    def mean(self, x: str) -> str:
+        """(N, C, H, W) -> (N, C, 1, 1), in the node the exporter writes for squeeze-and-excitation."""
+        return self._node("ReduceMean", [x, self._axes()], keepdims=1)
 
     def pool(self, x: str) -> str:
         """(N, C, H, W) -> (N, C)"""
@@ -92,9 +105,17 @@ class Graph:
     def _scalar(self, name: str, value: float) -> str:
         from onnx import TensorProto, helper
 
-        if not any(weight.name == name for weight in self._weights):
-            self._weights.append(helper.make_tensor(name, TensorProto.FLOAT, [], [value]))
-        return name
+        return self._once(helper.make_tensor(name, TensorProto.FLOAT, [], [value]))
+
+    def _axes(self) -> str:
+        from onnx import TensorProto, helper
+
+        return self._once(helper.make_tensor("sides", TensorProto.INT64, [2], [2, 3]))
+
+    def _once(self, constant: Any) -> str:
+        if not any(weight.name == constant.name for weight in self._weights):
+            self._weights.append(constant)
+        return str(constant.name)
 
 
 def onnx_of(ops: Sequence[Op]) -> bytes:

@@ -23,6 +23,9 @@ def find(folder: str, name: str) -> Any:
     from then on also found by its own name, the one that stands in tables and architectures.
     """
     attribute = folder.removesuffix("s").upper()
+    if folder == "spaces" and name.startswith("derived:"):
+        # by its name only: deriving needs torch and stands far above this module
+        return importlib.import_module("dna_deploy.derived").Derived(name.removeprefix("derived:"))
     if name.endswith(".py"):
         found = _from_path(Path(name), attribute)
         if found.name in names(folder):
@@ -38,17 +41,21 @@ def find(folder: str, name: str) -> Any:
 
 def knows(folder: str, name: str) -> bool:
     """Whether `find` would find this name."""
-    return (folder, name) in _own or name in names(folder)
+    return (folder, name) in _own or name in names(folder) or (folder == "spaces" and name.startswith("derived:"))
 
 
 def _from_path(file: Path, attribute: str) -> Any:
+    return getattr(load(file, attribute), attribute)
+
+
+def load(file: Path, attribute: str) -> Any:
+    """The module of a user's own file, which has to define `attribute`."""
     if not file.is_file():
         raise RequestError(f"{file}: no such file; expected a Python file that defines {attribute}")
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    try:
-        return getattr(module, attribute)
-    except AttributeError:
-        raise RequestError(f"{file} defines no {attribute}; see dna_deploy/{attribute.lower()}s for examples") from None
+    if not hasattr(module, attribute):
+        raise RequestError(f"{file} defines no {attribute}; see the README for what it should be")
+    return module

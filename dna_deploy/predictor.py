@@ -1,10 +1,17 @@
-"""Latency of a network from a table: the sum of its measured ops, corrected by whole networks measured beside them."""
+"""Latency of a network from a table: the sum of its ops, corrected by whole networks measured beside them.
+
+An op in the table is read from it. One that is not is predicted from those that are and from other devices' tables, and
+refused where it lies outside what was measured. Every answer has an interval and an account of where it comes from.
+"""
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -13,12 +20,17 @@ from dna_deploy.arch import Architecture
 from dna_deploy.errors import TableError
 from dna_deploy.ops import Op, parse
 from dna_deploy.plugins import knows
+from dna_deploy.progress import say
 from dna_deploy.space import SearchSpace
-from dna_deploy.table import LatencyTable
+from dna_deploy.table import LatencyTable, has_interval, tables
+from dna_deploy.transfer import FEWEST as FEWEST_OPS
+from dna_deploy.transfer import Transferred, transfer
+from profilers import Measurement
 
 Array = np.ndarray[Any, np.dtype[Any]]
 FOLDS = 4  # of the validation networks: fitted on three parts, judged on the fourth, in turn
 FEWEST = 8  # validation networks a correction is fitted from
+TWO_SIDED = 1.96  # halfwidth of a 95 % interval in standard deviations
 
 
 @dataclass(frozen=True)
@@ -61,8 +73,46 @@ class Correction:
 
 
 @dataclass(frozen=True)
+class Predicted:
+    """A latency nobody measured: expected, and two bounds each of which holds with the confidence asked for."""
+
+    ms: float
+    low_ms: float
+    high_ms: float
+
+
+@dataclass(frozen=True)
+class Account:
+    """Where the latencies of some ops come from."""
+
+    measured: int  # read from the table
+    bounded: tuple[Op, ...]  # taken as the same op with more classes
+    predicted: tuple[Op, ...]  # by the regressor
+    unknown: tuple[Op, ...]  # outside what was measured, or too little was: refused
+    known: int  # ops of the device the regressor learned from
+    sources: tuple[str, ...]  # other devices whose tables helped it
+
+    @property
+    def text(self) -> str:
+        total = self.measured + len(self.bounded) + len(self.predicted) + len(self.unknown)
+        parts = [f"{self.measured} of {total} ops from the table"]
+        if self.bounded:
+            parts.append(f"{len(self.bounded)} bounded by a row with more classes")
+        if self.predicted:
+            others = f" and the tables of {', '.join(self.sources)}" if self.sources else ""
+            parts.append(f"{len(self.predicted)} predicted from {self.known} measured ones{others}")
+        if self.unknown:
+            parts.append(f"{len(self.unknown)} unknown, such as {self.unknown[0].key}")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
 class LatencyPredictor:
+    """`also` are ops it will be asked for beyond those in the table: they are predicted, with the tables in `sources`."""
+
     table: LatencyTable
+    sources: tuple[LatencyTable, ...] = ()
+    also: tuple[Op, ...] = ()
 
     @cached_property
     def correction(self) -> Correction:
@@ -77,9 +127,49 @@ class LatencyPredictor:
         if len(self._networks) < FEWEST:
             return None
         macs = np.array([[1.0, network.macs] for network in self._networks])
+        predicted, by_macs = _held_out(self._sums, self._measured), _held_out(macs, self._measured)
         widths = sorted(self.table.measurements[network.key].halfwidth for network in self._networks)
         repeatability = widths[len(widths) // 2]
-        return _held_out(self._sums, self._measured, repeatability), _held_out(macs, self._measured, repeatability)
+        return _errors(predicted, self._measured, repeatability), _errors(by_macs, self._measured, repeatability)
+
+    def margin(self, confidence: float) -> float:
+        """How far above its prediction a network may lie, relative, by the networks that had no part in the fit.
+
+        A Student prediction bound of the held-out residuals. What the ops' own intervals add is not in it.
+        """
+        from scipy.stats import t
+
+        if len(self._networks) < FEWEST:
+            raise TableError(
+                f"{self.table.path}: {len(self._networks)} whole networks measured, {FEWEST} are needed to know how far a sum of "
+                f"ops may lie from a network; dna-profile --device {self.table.header.target} --validate 20, or leave out "
+                "--confidence"
+            )
+        residuals = self._measured / _held_out(self._sums, self._measured) - 1
+        n = len(residuals)
+        reach = t.ppf(confidence, n - 1) * residuals.std(ddof=1) * math.sqrt(1 + 1 / n)
+        return float(max(0.0, residuals.mean() + reach))
+
+    def network(self, ops: Sequence[Op], confidence: float = 0.95) -> Predicted:
+        """A network's latency. Without whole networks in the table the bounds hold for the sum of the ops only."""
+        ms = self.network_ms(ops)
+        margin = self.margin(confidence) if len(self._networks) >= FEWEST else 0.0
+        reach = deviations(confidence) * math.sqrt(self.variance(ops))
+        return Predicted(ms, max(0.0, ms * (1 - margin) - reach), ms * (1 + margin) + reach)
+
+    def variance(self, ops: Iterable[Op]) -> float:
+        """Of what these ops add to a network, in ms^2: their own errors are independent, an op's with itself is not."""
+        counts = Counter(ops)
+        return sum((count * self.correction.scale * self._price(op)[1]) ** 2 for op, count in counts.items())
+
+    def account(self, ops: Iterable[Op]) -> Account:
+        wanted = dict.fromkeys(ops)
+        known = [op for op in wanted if op in self._known]
+        bounded = [op for op in wanted if op not in self._known and self._bound(op) is not None]
+        predicted = [op for op in wanted if op not in bounded and op in self.transferred]
+        unknown = [op for op in wanted if op not in self._known and op not in bounded and op not in predicted]
+        sources = tuple(source.header.target for source in self.sources) if predicted else ()
+        return Account(len(known), tuple(bounded), tuple(predicted), tuple(unknown), len(self._known), sources)
 
     @cached_property
     def _sums(self) -> Array:
@@ -94,57 +184,86 @@ class LatencyPredictor:
 
     @cached_property
     def _networks(self) -> list[Architecture]:
-        """The whole networks in the table, of the spaces we know."""
-        keys = [key for key in self.table.measurements if Architecture.is_key(key)]
-        known = {key.partition("(")[0] for key in keys if knows("spaces", key.partition("(")[0])}
-        return [Architecture.parse(key) for key in keys if key.partition("(")[0] in known]
+        """The whole networks in the table, of the spaces we know, all of whose ops have a price."""
+        return [network for network in self._parsed if all(self._has_price(op) for op in network.ops)]
 
     @cached_property
-    def _ops(self) -> dict[Op, float]:
-        """The measured milliseconds of every op in the table."""
-        return {parse(key): found.latency_ms for key, found in self.table.measurements.items() if not Architecture.is_key(key)}
+    def _parsed(self) -> list[Architecture]:
+        found = {key: value for key, value in self.table.measurements.items() if Architecture.is_key(key) and has_interval(value)}
+        keys = [key for key in found if knows("spaces", key.partition("(")[0])]
+        return [Architecture.parse(key) for key in keys]
+
+    @cached_property
+    def _known(self) -> dict[Op, Measurement]:
+        """Every op in the table that was published, or measured in enough rounds to know an interval."""
+        return known_ops(self.table)
+
+    @cached_property
+    def transferred(self) -> dict[Op, Transferred]:
+        """Every op asked for that is not in the table and lies within what was measured; fitted once."""
+        wanted = dict.fromkeys([*self.also, *(op for network in self._parsed for op in network.ops)])
+        missing = [op for op in wanted if op not in self._known and self._bound(op) is None]
+        if not missing or len(self._known) < FEWEST_OPS:
+            return {}
+        known = {op: found.latency_ms for op, found in self._known.items()}
+        sources = [{op: found.latency_ms for op, found in known_ops(source).items()} for source in self.sources]
+        found = transfer(known, missing, sources)
+        return {op: guess for op, guess in found.items() if not guess.extrapolated}
+
+    @property
+    def known(self) -> int:
+        """Ops of the device the regressor learns from."""
+        return len(self._known)
+
+    def _has_price(self, op: Op) -> bool:
+        return op in self._known or op in self.transferred or self._bound(op) is not None
+
+    def _price(self, op: Op) -> tuple[float, float]:
+        """Milliseconds of one op alone and their standard deviation; an op nothing is known of is refused, never free."""
+        if op in self._known:
+            found = self._known[op]
+            return found.latency_ms, found.halfwidth * found.latency_ms / TWO_SIDED
+        if (bound := self._bound(op)) is not None:
+            return bound, 0.0
+        if op in self.transferred:
+            return self.transferred[op].ms, self.transferred[op].sd_ms
+        raise TableError(f"{self.table.path}: no row for {op.key}; measure it: dna-profile --device {self.table.header.target}")
 
     def op_ms(self, op: Op) -> float:
-        """Measured milliseconds of one op; an op the table does not know is refused, never free."""
-        if op in self._ops:
-            return self._ops[op]
-        estimate = self._bound(op)
-        if estimate is None:
-            raise TableError(
-                f"{self.table.path}: no row for {op.key}; measure it: dna-profile --device {self.table.header.target}"
-            )
-        return estimate
+        """Milliseconds of one op alone."""
+        return self._price(op)[0]
 
     def network_ms(self, ops: Iterable[Op]) -> float:
         return self.correction.offset_ms + sum(self.correction.op_ms(op, self.op_ms(op)) for op in ops)
 
-    def estimated(self, ops: Iterable[Op]) -> list[Op]:
-        """Those of `ops` that are not in the table but bounded from above by a row of it."""
-        return [op for op in ops if op not in self._ops and self._bound(op) is not None]
-
     def require(self, space: SearchSpace) -> None:
         """Refuse a table that does not price every op of the space, before anything is trained."""
-        missing = [op for op in space.ops if op not in self._ops and self._bound(op) is None]
+        missing = [op for op in space.ops if not self._has_price(op)]
         if not missing:
             return
         target = self.table.header.target
         advice = f"dna-profile --device {target} --space {space.name} --image-size {space.image_size}"
-        sizes = {op.hw for op in self._ops if op.cin == 3}
+        sizes = {op.hw for op in self._known if op.cin == 3}
         if self.table.published:
             advice = "it is published and cannot be extended here; measure a device of your own with dna-profile"
             if sizes:
                 advice = f"it was published for --image-size {', '.join(map(str, sorted(sizes)))}; {advice}"
         raise TableError(
             f"{self.table.path}: {len(missing)} of {len(space.ops)} ops of {space.name} at {space.image_size} px are not "
-            f"in it, such as {missing[0].key}; {advice}"
+            f"in it nor within what it measured, such as {missing[0].key}; {advice}"
         )
 
     def _bound(self, op: Op) -> float | None:
         """The cheapest measured op that is the same but for more output channels: a classifier with more classes."""
         if op.kind != "classifier":
             return None
-        wider = [ms for other, ms in self._ops.items() if dataclasses.replace(other, cout=op.cout) == op and other.cout > op.cout]
-        return min(wider, default=None)
+        wider = [other for other in self._known if dataclasses.replace(other, cout=op.cout) == op and other.cout > op.cout]
+        return min((self._known[other].latency_ms for other in wider), default=None)
+
+
+def deviations(confidence: float) -> float:
+    """How many standard deviations above its mean a normal value lies with less than this confidence."""
+    return NormalDist().inv_cdf(confidence)
 
 
 def _megabytes(op: Op) -> float:
@@ -156,13 +275,18 @@ def _fit(columns: Array, measured: Array) -> Array:
     return np.linalg.lstsq(columns / measured[:, None], np.ones(len(measured)), rcond=None)[0]
 
 
-def _held_out(columns: Array, measured: Array, repeatability: float) -> Errors:
-    from scipy.stats import kendalltau, spearmanr
-
+def _held_out(columns: Array, measured: Array) -> Array:
+    """Each network predicted without itself and the others of its part."""
     predicted = np.empty(len(measured))
     for fold in range(FOLDS):
         out = np.arange(len(measured)) % FOLDS == fold
         predicted[out] = columns[out] @ _fit(columns[~out], measured[~out])
+    return predicted
+
+
+def _errors(predicted: Array, measured: Array, repeatability: float) -> Errors:
+    from scipy.stats import kendalltau, spearmanr
+
     relative = np.abs(predicted / measured - 1)
     ranks = [float(spearmanr(predicted, measured).statistic), float(kendalltau(predicted, measured).statistic)]
     spearman, kendall = (0.0 if math.isnan(rank) else rank for rank in ranks)
@@ -175,3 +299,34 @@ def _held_out(columns: Array, measured: Array, repeatability: float) -> Errors:
         kendall=kendall,
         repeatability=repeatability,
     )
+
+
+def known_ops(table: LatencyTable) -> dict[Op, Measurement]:
+    """The ops of a table that were published, or measured in enough rounds to know an interval."""
+    found = {key: value for key, value in table.measurements.items() if not Architecture.is_key(key)}
+    return {parse(key): value for key, value in found.items() if has_interval(value)}
+
+
+def open_predictor(path: Path, ops: Sequence[Op]) -> LatencyPredictor:
+    """The predictor of the table at `path` for these ops; other tables are read only where it lacks some of them."""
+    table = LatencyTable.load(path)
+    plain = LatencyPredictor(table)
+    missing = plain.account(ops).unknown
+    return LatencyPredictor(table, references(table, ops), tuple(ops)) if missing else plain
+
+
+def references(table: LatencyTable, ops: Sequence[Op]) -> tuple[LatencyTable, ...]:
+    """The tables of other devices that hold enough of these ops, and of those in `table`, to learn from."""
+    wanted = {op.key for op in ops} | {key for key in table.measurements if not Architecture.is_key(key)}
+    found = []
+    for name, path in tables().items():
+        if name == table.header.target or path.resolve() == table.path.resolve():
+            continue
+        try:
+            other = LatencyTable.load(path)
+        except TableError as error:
+            say(f"left out as a reference: {error}")
+            continue
+        if len(wanted & set(other.measurements)) >= min(50, len(wanted)):
+            found.append(other)
+    return tuple(found)

@@ -1,21 +1,30 @@
-"""The first recipe: time every op of a space on a device, and a few whole networks beside them, into a latency table."""
+"""The first recipe: time every op of a space on a device, and a few whole networks beside them, into a latency table.
+
+Where not everything fits the time given, the ops that teach most about the others are measured, and the regressor
+completes the table from them and from other devices' tables.
+"""
 
 import dataclasses
+import math
 import random
-from collections.abc import Iterator
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
 from dna_deploy.arch import Architecture, sample
-from dna_deploy.errors import TableError
+from dna_deploy.errors import RequestError, TableError
 from dna_deploy.graph import onnx_of
 from dna_deploy.measure import ops_of
-from dna_deploy.predictor import LatencyPredictor
+from dna_deploy.ops import parse
+from dna_deploy.predictor import FEWEST, Account, LatencyPredictor, known_ops, open_predictor, references
 from dna_deploy.progress import bar, say
 from dna_deploy.space import SearchSpace
-from dna_deploy.table import LatencyTable, Session, VisitRow, appending, create, header_of
-from profilers import Device, Model, Plan, Stop, Visit, find_profiler, measure
+from dna_deploy.table import Appender, End, LatencyTable, PredictedRow, Session, VisitRow, appending, header_of
+from dna_deploy.transfer import FEWEST as FEWEST_OPS
+from dna_deploy.transfer import describe, worth_measuring
+from profilers import Device, Model, Plan, Profiler, Stop, Visit, find_profiler, measure
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,7 @@ class Profile:
     predictor: LatencyPredictor
     measured: int  # keys measured in this session
     ended: str  # why it stopped
+    account: Account  # of the space's ops
 
     @property
     def table(self) -> LatencyTable:
@@ -37,10 +47,8 @@ def profile(
     """Measure what the table at `path` still lacks of `space`; every visit is kept as it is taken."""
     profiler = find_profiler(device)
     environment = profiler.environment(device)
-    if not path.exists():
-        about = "isolated ops and whole networks, one image, as ONNX models with random weights"
-        create(path, header_of(device, environment, about))
-    with appending(path) as out:
+    about = "isolated ops and whole networks, one image, as ONNX models with random weights"
+    with appending(path, header_of(device, environment, about)) as out:
         table = LatencyTable.load(path)
         _require_same(table, environment)
         models = wanted(space, validate)
@@ -48,24 +56,123 @@ def profile(
             enough = {key for key, found in table.measurements.items() if found.rounds >= stop.min_rounds}
             models = [model for model in models if model.key not in enough]
         if not models:
-            return Profile(LatencyPredictor(table), 0, "every op and network is already in the table")
-        models, plan = _continue(table, models, plan)
-        keys = [model.key for model in models]
-        visits = sum(len(plan.order(keys, round)) for round in range(plan.rounds))
-        say(f"{device.name}: {len(models)} models, up to {plan.rounds} rounds or {stop.seconds:.0f} s, into {path}")
-        began = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-        first = table.next_round
-        out.add(Session(began, first, list(plan.anchor_keys(keys)), profiler.conditions(device)))
-        last = first
-        with bar("measuring", visits) as advance:
-            for visit in _shifted(measure(profiler, device, models, plan, stop), first):
-                out.add(VisitRow(visit.key, visit.round, list(visit.ns)))
-                last = visit.round
-                advance(1)
+            return _profile(path, space, 0, "every op and network is already in the table")
+        began = time.monotonic()
+        pace, ended = _session(out, profiler, device, models, plan, stop, scout=True)
+        if pace is not None:
+            left = stop.seconds - (time.monotonic() - began) - pace.setup_s
+            models = affordable(models, pace, left, stop, references(table, space.ops))
+            say(f"not everything fits {stop.seconds:.0f} s: measuring the {len(models)} that say most about the rest")
+            _, ended = _session(out, profiler, device, models, plan, dataclasses.replace(stop, seconds=left), scout=False)
         out.compact()
-    rounds = last - first + 1
-    ended = f"all {plan.rounds} rounds done" if rounds == plan.rounds else f"narrow enough, or time spent, after {rounds} rounds"
-    return Profile(LatencyPredictor(LatencyTable.load(path)), len(models), ended)
+        predictor = _predictor(path, space)
+        out.compact(predicted_rows(predictor))
+    return _profile(path, space, len(models), ended)
+
+
+def _predictor(path: Path, space: SearchSpace) -> LatencyPredictor:
+    """The predictor for the space and for whatever the table held predictions of before."""
+    before = [parse(key) for key in LatencyTable.load(path).predicted]
+    return open_predictor(path, tuple(dict.fromkeys([*space.ops, *before])))
+
+
+def _profile(path: Path, space: SearchSpace, measured: int, ended: str) -> Profile:
+    predictor = _predictor(path, space)
+    return Profile(predictor, measured, ended, predictor.account(space.ops))
+
+
+def predicted_rows(predictor: LatencyPredictor) -> list[PredictedRow]:
+    """A row for each op that was asked for and not measured, where the regressor can tell."""
+    sources = [source.header.target for source in predictor.sources]
+    rows = []
+    for op, found in predictor.transferred.items():
+        low, high = (found.ms * math.exp(sign * 1.96 * found.sd_ms / found.ms) for sign in (-1, 1))
+        figures = [round(ms, 6) for ms in (found.ms, low, high)]
+        rows.append(PredictedRow(op.key, figures[0], figures[1], figures[2], predictor.known, sources))
+    return rows
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds the device takes: to set all models up, then for one visit of any, of an op, of a whole network."""
+
+    setup_s: float
+    visit_s: float
+    op_s: float
+    network_s: float
+
+
+def _session(
+    out: Appender, profiler: Profiler, device: Device, models: list[Model], plan: Plan, stop: Stop, *, scout: bool
+) -> tuple[Pace | None, str]:
+    """Measure these models into the table. With `scout` it gives up after the first round, or after a quarter of the time,
+    where `stop.min_rounds` rounds would not fit, and says how fast visits are; else None, and why it ended."""
+    table = LatencyTable.load(out.path)
+    models, plan = _continue(table, models, plan)
+    keys = [model.key for model in models]
+    visits = len(plan.order(keys, 0))
+    say(f"{device.name}: {len(models)} models, up to {plan.rounds} rounds or {stop.seconds:.0f} s, into {out.path}")
+    first = table.next_round
+    out.add(Session(_now(), first, list(plan.anchor_keys(keys)), profiler.conditions(device)))
+    began = first_visit = time.monotonic()
+    taken: list[Visit] = []
+    pace: Pace | None = None
+    source = measure(profiler, device, models, plan, stop)
+    with bar("measuring", visits * plan.rounds) as advance:
+        while True:
+            try:
+                visit = next(source)
+            except StopIteration as end:
+                why = str(end.value)
+                break
+            out.add(VisitRow(visit.key, visit.round + first, list(visit.ns)))
+            taken.append(visit)
+            advance(1)
+            if len(taken) == 1:
+                first_visit = time.monotonic()
+            spent = time.monotonic() - first_visit
+            if scout and (visit.round > 0 or spent > stop.seconds / 4):
+                scout = False
+                found = _pace(taken, spent, first_visit - began)
+                if found.setup_s + found.visit_s * visits * stop.min_rounds > stop.seconds:
+                    pace, why = found, "not everything fits the time"
+                    source.close()
+                    break
+    rounds = taken[-1].round + 1 if taken else 0
+    why = f"{why}, after {rounds} round{'s' if rounds != 1 else ''}"
+    out.add(End(_now(), why, profiler.conditions(device)))
+    return pace, why
+
+
+def _pace(taken: list[Visit], spent_s: float, setup_s: float) -> Pace:
+    """`spent_s` since the first visit came; a device that hands on many at once spent at least the time of their runs."""
+    runs_s = [(visit.key, sum(visit.ns) / 1e9) for visit in taken]
+    besides = max(0.0, spent_s - sum(seconds for _, seconds in runs_s)) / len(taken)
+    networks = [seconds for key, seconds in runs_s if Architecture.is_key(key)]
+    ops = [seconds for key, seconds in runs_s if not Architecture.is_key(key)]
+    op_s = sum(ops) / len(ops) if ops else 0.0
+    network_s = sum(networks) / len(networks) if networks else 20 * op_s
+    return Pace(setup_s, sum(seconds for _, seconds in runs_s) / len(taken) + besides, op_s + besides, network_s + besides)
+
+
+def affordable(models: list[Model], pace: Pace, seconds: float, stop: Stop, sources: Sequence[LatencyTable] = ()) -> list[Model]:
+    """What to measure where not everything fits: a third of the time for whole networks, the rest for the ops that say most."""
+    networks = [model for model in models if Architecture.is_key(model.key)]
+    by_op = {parse(model.key): model for model in models if not Architecture.is_key(model.key)}
+    rounds = max(stop.min_rounds, 1)
+    kept = int(seconds / 3 / (rounds * pace.network_s))
+    networks = networks[:kept] if kept >= FEWEST else []
+    count = int((seconds - len(networks) * rounds * pace.network_s) / (rounds * pace.op_s))
+    if count < min(FEWEST_OPS, len(by_op)):
+        least = 2 * pace.setup_s + (FEWEST_OPS * rounds * pace.op_s) * 4 / 3
+        raise RequestError(
+            f"--budget {stop.seconds:.0f}s: time for {max(count, 0)} of {len(by_op)} ops, at least {FEWEST_OPS} are needed to "
+            f"predict the rest; give --budget {math.ceil(1.2 * least)}s (what was measured is kept)"
+        )
+    ops = list(by_op)
+    known = [{op: found.latency_ms for op, found in known_ops(source).items()} for source in sources]
+    rows = worth_measuring(describe(ops, known), min(count, len(ops))) if ops else []
+    return [*(by_op[ops[row]] for row in sorted(rows)), *networks]
 
 
 def wanted(space: SearchSpace, validate: int) -> list[Model]:
@@ -88,9 +195,8 @@ def _continue(table: LatencyTable, models: list[Model], plan: Plan) -> tuple[lis
     return models, dataclasses.replace(plan, seed=plan.seed + table.next_round)
 
 
-def _shifted(visits: Iterator[Visit], first: int) -> Iterator[Visit]:
-    for visit in visits:
-        yield dataclasses.replace(visit, round=visit.round + first)
+def _now() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _require_same(table: LatencyTable, environment: dict[str, str | int | float | None]) -> None:

@@ -44,9 +44,6 @@ def rate(supernet: Supernet, teacher: Teacher, images: Images, places: Sequence[
 def outputs(part: PieceSupernet, x: torch.Tensor) -> Iterator[tuple[Candidate, torch.Tensor]]:
     """Every candidate of a piece with its output for the features `x`, each shared beginning computed once."""
     piece = part.piece
-    x = part.enter(x)
-    for depth, op in enumerate(piece.before):
-        x = part.op(depth, op)(x)
 
     def walk(x: torch.Tensor, chosen: tuple[int, ...], cells: Sequence[Cell]) -> Iterator[tuple[Candidate, torch.Tensor]]:
         depth = len(chosen)
@@ -62,7 +59,11 @@ def outputs(part: PieceSupernet, x: torch.Tensor) -> Iterator[tuple[Candidate, t
             for index, op in enumerate(choices):
                 yield from walk(part.op(len(piece.before) + depth, op)(x), (*chosen, index), sharing)
 
-    yield from walk(x, (), piece.block.cells)
+    for width, enter in part.enter.items():
+        y = enter(x)
+        for depth, op in enumerate(piece.before):
+            y = part.op(depth, op)(y)
+        yield from walk(y, (), [cell for cell in piece.block.cells if piece.before or str(cell.in_shape[0]) == width])
 
 
 def scores(y: torch.Tensor, target: torch.Tensor) -> tuple[float, float]:

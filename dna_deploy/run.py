@@ -6,16 +6,18 @@ runs/NAME/                 one teacher, data set and space; serves every device 
     teacher.safetensors    the teacher as it teaches, and its accuracy in teacher.json
     supernet.safetensors   the block-wise trained candidates
     ratings.jsonl          how well each candidate imitates its part of the teacher
-    DEVICE-BUDGET/         one network found
-        architecture.json  pick.json  front.csv  front.png
+    DEVICE-BUDGET/         one network found; DEVICE-BUDGET+DEVICE-BUDGET/ for several devices at once
+        architecture.json  pick.json  front.csv  front.png  top.csv
         student.safetensors  student.json
         export/            what dna-export wrote
 """
 
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from dna_deploy.confirm import Tried
 from dna_deploy.errors import RunError
 from dna_deploy.files import read_json, write_json
 
@@ -42,6 +44,18 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Another device the same network was found for."""
+
+    device: str
+    table: str
+    budget_ms: float
+    predicted_ms: float
+    low_ms: float
+    high_ms: float | None
+
+
+@dataclass(frozen=True)
 class Picked:
     """The network found for one device and budget, and what was known of it before it was trained."""
 
@@ -52,7 +66,17 @@ class Picked:
     score: float  # sum over blocks of the logarithm of the relative L1; lower is better
     macs: int
     params: int
-    macs_rival: str  # what choosing by multiply-adds alone would have given: the largest network that fits
+    macs_rival: str | None  # what choosing by multiply-adds alone would have given: the largest network that fits
+    confidence: float | None = None  # the budget was held to the upper bound of this confidence; None: to the expected latency
+    low_ms: float | None = None  # bounds of the prediction, each of that confidence, or of 0.95
+    high_ms: float | None = None
+    others: list[Beside] = field(default_factory=list)
+    tried: list[Tried] = field(default_factory=list)  # candidates measured before this one was picked
+    tried_ended: str | None = None
+    also: list[str] = field(default_factory=list)  # what it was held to besides, as flags
+    bound: float | None = None  # no network that keeps to all of it scores below this: equal to the score where it is proven best
+    file_bytes: int | None = None  # of weights and nodes as ONNX, fp32
+    peak_bytes: int | None = None  # of activations alive at once, one image
     schema: str = "dna-deploy/pick/1"
 
 
@@ -111,7 +135,11 @@ class Run:
         return read_json(self.folder / "run.json", Asked)
 
     def pick(self, device: str, budget_ms: float) -> "Pick":
-        return Pick(self.folder / f"{_plain(device)}-{budget_ms:g}ms")
+        return self.picked([(device, budget_ms)])
+
+    def picked(self, budgets: Sequence[tuple[str, float]], also: Sequence[str] = ()) -> "Pick":
+        """Where the network for these devices and milliseconds, held to these flags besides, is kept."""
+        return Pick(self.folder / "+".join([*(f"{_plain(device)}-{ms:g}ms" for device, ms in budgets), *map(_plain, also)]))
 
 
 @dataclass(frozen=True)
@@ -133,6 +161,10 @@ class Pick:
     @property
     def front(self) -> Path:
         return self.folder / "front.csv"
+
+    @property
+    def top(self) -> Path:
+        return self.folder / "top.csv"
 
     @property
     def weights(self) -> Path:

@@ -2,25 +2,32 @@
 
 import csv
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dna_deploy.arch import Architecture
+from dna_deploy.budget import Budget, Wish, block_costs
+from dna_deploy.confirm import Confirmed, confirm
+from dna_deploy.costs import sums
 from dna_deploy.data import Images, Source, Split, load_split, open_source, save_split, split
-from dna_deploy.errors import MachineError, NothingFits
+from dna_deploy.errors import MachineError, NothingFits, RequestError
 from dna_deploy.files import read_json, write_atomic, write_json, write_text
+from dna_deploy.footprint import footprint
 from dna_deploy.graph import onnx_of
-from dna_deploy.measure import measure_whole
-from dna_deploy.pick import Front, pareto_front
+from dna_deploy.limits import Problem, Wanted
+from dna_deploy.measure import device_of, measure_whole
+from dna_deploy.milp import Optimum
+from dna_deploy.pick import Front
 from dna_deploy.plugins import find
-from dna_deploy.predictor import LatencyPredictor
+from dna_deploy.predictor import LatencyPredictor, Predicted
 from dna_deploy.progress import say
 from dna_deploy.ratings import Rating, load_ratings, save_ratings
-from dna_deploy.run import Asked, Pick, Picked, Run, Student, TeacherReport, open_run
+from dna_deploy.run import Asked, Beside, Pick, Picked, Run, Student, TeacherReport, open_run
 from dna_deploy.space import SearchSpace
 from profilers import Model
 
@@ -35,20 +42,25 @@ class Found:
     pick: Pick
     architecture: Architecture
     picked: Picked
-    front: Front
+    front: Front  # under the first budget alone
+    budgets: tuple[Budget, ...]
+    top: tuple[Architecture, ...]  # it and the next best, as many as were wanted and there are
 
 
-def search(asked: Asked, name: str | None, predictor: LatencyPredictor, budget_ms: float) -> Found:
+def search(asked: Asked, name: str | None, wishes: Sequence[Wish], measure_top: int = 0, wanted: Wanted | None = None) -> Found:
     """Everything up to the exact pick. Stages that an earlier call finished are read, not done again."""
     source = open_source(asked.data, asked.data_root)
     space: SearchSpace = find("spaces", asked.space).at(asked.image_size, len(source.classes))
-    predictor.require(space)
-    require_feasible(space, predictor, budget_ms)
+    budgets = [wish.on(space) for wish in wishes]
+    for budget in budgets:
+        budget.predictor.require(space)
+    wanted = wanted or Wanted()
+    wanted.problem(space, [budget.limit(space) for budget in budgets]).require_feasible()
     run = open_run(name, asked)
     if not run.ratings.exists():
         rate_all(run, source, space)
     ratings = load_ratings(run.ratings, space.blocks)
-    return pick(run, space, ratings, predictor, budget_ms)
+    return pick(run, space, ratings, budgets, measure_top, wanted)
 
 
 def rate_all(run: Run, source: Source, space: SearchSpace) -> None:
@@ -90,7 +102,7 @@ def prepare_teacher(run: Run, source: Source, parts: Split, space: SearchSpace) 
 
     from dna_deploy.checkpoint import load_checkpoint, save_checkpoint
     from dna_deploy.data import Preprocessing
-    from dna_deploy.teacher import Teacher, create, cut, untrained
+    from dna_deploy.teacher import Teacher, create, cut, require_scores, untrained
     from dna_deploy.train import Training, accuracy, logits_of, train
 
     asked = run.asked
@@ -104,6 +116,7 @@ def prepare_teacher(run: Run, source: Source, parts: Split, space: SearchSpace) 
         weights = Path(asked.teacher_weights) if asked.teacher_weights else None
         model, preprocessing, ready = create(asked.teacher, len(source.classes), weights)
         cut(model, space, asked.cut)  # refused now rather than after the fine-tuning
+        require_scores(model, space)
         model.to(_device())
         if not ready:
             say(f"teacher {asked.teacher}: its classes differ, fine-tuning it on {len(parts.train)} images")
@@ -124,25 +137,6 @@ def prepare_teacher(run: Run, source: Source, parts: Split, space: SearchSpace) 
     return Teacher(asked.teacher, model, preprocessing, cut(model, space, asked.cut))
 
 
-def block_costs(space: SearchSpace, predictor: LatencyPredictor) -> list[np.ndarray[Any, Any]]:
-    """Predicted milliseconds of every candidate of every block; the fixed part of the correction is in the first."""
-    correction = predictor.correction
-    op_ms = {op: correction.op_ms(op, predictor.op_ms(op)) for op in space.ops}
-    costs = [np.array([sum(op_ms[op] for op in candidate.ops) for candidate in block.candidates]) for block in space.blocks]
-    costs[0] = costs[0] + correction.offset_ms
-    return costs
-
-
-def require_feasible(space: SearchSpace, predictor: LatencyPredictor, budget_ms: float) -> None:
-    """Before anything is trained: is there a network within the budget at all?"""
-    least = sum(float(cost.min()) for cost in block_costs(space, predictor))
-    if least > budget_ms:
-        raise NothingFits(
-            f"no network of {space.name} at {space.image_size} px fits {budget_ms:g} ms on {predictor.table.header.target}; "
-            f"the fastest takes {least:.3g} ms: raise --latency, or lower --image-size"
-        )
-
-
 def block_scores(space: SearchSpace, ratings: dict[str, list[Rating]]) -> list[np.ndarray[Any, Any]]:
     """The additive score: the logarithm of each candidate's relative L1, zero for blocks without a choice."""
     return [
@@ -151,43 +145,151 @@ def block_scores(space: SearchSpace, ratings: dict[str, list[Rating]]) -> list[n
     ]
 
 
-def pick(run: Run, space: SearchSpace, ratings: dict[str, list[Rating]], predictor: LatencyPredictor, budget_ms: float) -> Found:
-    """The best network within the budget, the whole front beside it, and what multiply-adds alone would have chosen."""
-    costs = block_costs(space, predictor)
-    front = pareto_front(costs, block_scores(space, ratings))
-    best = front.best_within(budget_ms)
-    assert best is not None, "require_feasible comes first"
-    found = architecture_at(space, front.choices[best])
-    rival = largest_within(space, costs, budget_ms)
-    table = predictor.table
-    folder = run.pick(table.header.target, budget_ms)
+def pick(
+    run: Run,
+    space: SearchSpace,
+    ratings: dict[str, list[Rating]],
+    budgets: Sequence[Budget],
+    measure_top: int = 0,
+    wanted: Wanted = Wanted(),  # noqa: B008  frozen
+) -> Found:
+    """The best network within the budgets, the whole front beside it, and what multiply-adds alone would have chosen.
+
+    With `measure_top` up to that many of the best are measured first, and the prediction is corrected by them.
+    """
+    first = budgets[0]
+    scores = block_scores(space, ratings)
+    confirmed = _confirmed(space, budgets, scores, measure_top, wanted) if measure_top else None
+    factors = confirmed.factors if confirmed else [1.0] * len(budgets)
+    problem = _problem(space, budgets, factors, wanted)
+    front = problem.front(scores)
+    top = best_of(problem, front, scores, wanted, confirmed.choices if confirmed else None)
+    if not top:
+        raise NothingFits("no network fits by what was measured; raise --latency")
+    choices = top[0].choices
+    found = architecture_at(space, choices)
+    predicted = [
+        Predicted(*(factor * ms for ms in astuple(budget.predictor.network(found.ops, budget.confidence or 0.95))))
+        for budget, factor in zip(budgets, factors, strict=True)
+    ]
+    rival = largest_within(problem)
+    prints = [footprint(op) for op in found.ops]
+    folder = run.picked([(budget.device, budget.ms) for budget in budgets], wanted.texts)
     picked = Picked(
-        device=table.header.target,
-        table=str(table.path),
-        budget_ms=budget_ms,
-        predicted_ms=float(front.costs[best]),
-        score=float(front.scores[best]),
+        device=first.device,
+        table=str(first.predictor.table.path),
+        budget_ms=first.ms,
+        predicted_ms=predicted[0].ms,
+        score=top[0].score,
         macs=found.macs,
         params=found.params,
-        macs_rival=rival.text,
+        macs_rival=rival.text if rival else None,
+        confidence=first.confidence,
+        low_ms=predicted[0].low_ms,
+        high_ms=_finite(predicted[0].high_ms),
+        others=[
+            Beside(budget.device, str(budget.predictor.table.path), budget.ms, own.ms, own.low_ms, _finite(own.high_ms))
+            for budget, own in list(zip(budgets, predicted, strict=True))[1:]
+        ],
+        tried=confirmed.tried if confirmed else [],
+        tried_ended=confirmed.ended if confirmed else None,
+        also=wanted.texts,
+        bound=top[0].bound,
+        file_bytes=sum(part.file_bytes for part in prints),
+        peak_bytes=max(part.peak_bytes for part in prints),
     )
     if folder.architecture.exists() and Architecture.load(folder.architecture) != found:
         folder.weights.unlink(missing_ok=True)  # of another network: the ratings or the table changed
         folder.student.unlink(missing_ok=True)
     found.save(folder.architecture)
     write_front(folder.front, space, front)
-    plot_front(folder.front.with_suffix(".png"), front, best, budget_ms, table.header.target)
+    write_top(folder.top, problem, top)
+    at = sum(float(cost[index]) for cost, index in zip(problem.limits[0].costs, choices, strict=True))
+    plot_front(folder.front.with_suffix(".png"), front, (at, picked.score), first.ms, first.device)
     write_json(folder.picked, picked)
-    return Found(folder, found, picked, front)
+    return Found(folder, found, picked, front, tuple(budgets), tuple(architecture_at(space, one.choices) for one in top))
 
 
-def largest_within(space: SearchSpace, costs: Sequence[np.ndarray[Any, Any]], budget_ms: float) -> Architecture:
-    """The network with the most multiply-adds within the budget: the rival every score has to beat."""
-    macs = [np.array([-float(sum(op.macs for op in candidate.ops)) for candidate in block.candidates]) for block in space.blocks]
-    front = pareto_front(costs, macs)
-    best = front.best_within(budget_ms)
-    assert best is not None
-    return architecture_at(space, front.choices[best])
+def best_of(
+    problem: Problem, front: Front, scores: Sequence[np.ndarray[Any, Any]], wanted: Wanted, confirmed: tuple[int, ...] | None
+) -> list[Optimum]:
+    """The networks wanted, best first: off the front where it answers alone, else by integer program.
+
+    A network that was confirmed by measurement comes first, whatever else there is.
+    """
+    if wanted.top == 1:
+        if confirmed is not None:
+            score = sum(float(score[index]) for score, index in zip(scores, confirmed, strict=True))
+            found = problem.best(scores)
+            return [Optimum(confirmed, score, min(score, found[0].bound) if found else score)]
+        if problem.one_sum:
+            at = front.best_within(problem.limits[0].most)
+            score = float(front.scores[at]) if at is not None else 0.0
+            return [] if at is None else [Optimum(tuple(front.choices[at].tolist()), score, score)]
+    apart = wanted.apart(problem.space)
+    if confirmed is None:
+        return problem.best(scores, wanted.top, apart)
+    first = best_of(problem, front, scores, replace(wanted, top=1), confirmed)
+    return first + problem.best(scores, wanted.top - 1, apart, excluded=[confirmed])
+
+
+def _problem(space: SearchSpace, budgets: Sequence[Budget], factors: Sequence[float], wanted: Wanted) -> Problem:
+    return wanted.problem(space, [budget.limit(space, factor) for budget, factor in zip(budgets, factors, strict=True)])
+
+
+def _finite(ms: float) -> float | None:
+    return ms if math.isfinite(ms) else None  # a published figure without a spread has no upper bound
+
+
+def _confirmed(
+    space: SearchSpace,
+    budgets: Sequence[Budget],
+    scores: Sequence[np.ndarray[Any, Any]],
+    count: int,
+    wanted: Wanted,
+) -> Confirmed:
+    tables = [budget.predictor.table for budget in budgets]
+    if not any(device_of(table) for table in tables):
+        names = ", ".join(budget.device for budget in budgets)
+        raise RequestError(f"--measure-top {count}: {names} cannot be measured from here; leave it out")
+
+    def measure(choices: tuple[int, ...], predicted: Sequence[float]) -> list[float | None]:
+        arch = architecture_at(space, choices)
+        found = [
+            measure_whole(table, [Model(arch.key, onnx_of(arch.ops))], ms) for table, ms in zip(tables, predicted, strict=True)
+        ]
+        taken = [own[arch.key].measurement if own else None for own in found]
+        return [
+            None if own is None else own.high_ms if budget.confidence and math.isfinite(own.high_ms) else own.latency_ms
+            for own, budget in zip(taken, budgets, strict=True)
+        ]
+
+    expected = [block_costs(space, budget.predictor) for budget in budgets]
+
+    def best(factors: Sequence[float], over: Collection[tuple[int, ...]]) -> tuple[int, ...] | None:
+        found = _problem(space, budgets, factors, wanted).best(scores, excluded=over)
+        return found[0].choices if found else None
+
+    confirmed = confirm(
+        count,
+        [budget.ms for budget in budgets],
+        best=best,
+        predict=lambda choices: [
+            sum(float(cost[index]) for cost, index in zip(costs, choices, strict=True)) for costs in expected
+        ],
+        measure=measure,
+        name=lambda choices: architecture_at(space, choices).text,
+    )
+    if confirmed is None:
+        raise NothingFits("no network fits by what was measured; raise --latency")
+    return confirmed
+
+
+def largest_within(problem: Problem) -> Architecture | None:
+    """The network with the most multiply-adds within the first budget: the rival every score has to beat; None: nothing fits."""
+    front = problem.front([-sums(block, lambda op: op.macs) for block in problem.space.blocks])
+    best = front.best_within(problem.limits[0].most)
+    return None if best is None else architecture_at(problem.space, front.choices[best])
 
 
 def architecture_at(space: SearchSpace, choices: Sequence[int]) -> Architecture:
@@ -204,7 +306,18 @@ def write_front(path: Path, space: SearchSpace, front: Front) -> None:
     write_text(path, text.getvalue())
 
 
-def plot_front(path: Path, front: Front, best: int, budget_ms: float, device: str) -> None:
+def write_top(path: Path, problem: Problem, top: Sequence[Optimum]) -> None:
+    """One line a network: its score, what it costs of everything that is limited, and its text."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["score", *(limit.flag.rstrip("=") for limit in problem.limits), "network"])
+    for one in top:
+        costs = [limit.write(limit.of(one.choices)) for limit in problem.limits]
+        rows.writerow([f"{one.score:.6g}", *costs, architecture_at(problem.space, one.choices).text])
+    write_text(path, text.getvalue())
+
+
+def plot_front(path: Path, front: Front, found: tuple[float, float], budget_ms: float, device: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -212,7 +325,7 @@ def plot_front(path: Path, front: Front, best: int, budget_ms: float, device: st
     axes = figure.add_subplot()
     axes.step(front.costs, front.scores, where="post", linewidth=1.2, label=f"Pareto front, {len(front.costs)} networks")
     axes.axvline(budget_ms, linestyle="--", linewidth=1, color="grey", label=f"budget {budget_ms:g} ms")
-    axes.plot(front.costs[best], front.scores[best], "o", label=f"chosen, {front.costs[best]:.3g} ms")
+    axes.plot(*found, "o", label=f"chosen, {found[0]:.3g} ms")
     axes.set_xlabel(f"predicted latency on {device}, ms")
     axes.set_ylabel("score: sum of log relative L1 (lower is better)")
     axes.legend()

@@ -1,8 +1,15 @@
-"""The search space: blocks, their cells, and the ops each layer of a cell chooses from."""
+"""The search space: blocks, their cells, and the ops each layer of a cell chooses from.
 
+Depth and width are choices of the cell. Where the cells of a block differ in width, the block behind it has cells for
+each width it can meet, and two blocks fit together where the one puts out what the other takes in: every op has its exact
+shape wherever it is timed, trained, rated or built, and a network is a chain of cells that fit.
+"""
+
+import dataclasses
 import itertools
 import math
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,7 +19,7 @@ from dna_deploy.ops import Op
 
 @dataclass(frozen=True)
 class Cell:
-    """A depth and a width a block can have: for each layer the ops to choose from."""
+    """A depth and a width a block can have, behind one width: for each layer the ops to choose from."""
 
     name: str
     layers: tuple[tuple[Op, ...], ...]
@@ -20,6 +27,19 @@ class Cell:
     @property
     def size(self) -> int:
         return math.prod(len(choices) for choices in self.layers)
+
+    @property
+    def in_shape(self) -> tuple[int, int, int]:
+        return self.layers[0][0].in_shape
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return self.layers[-1][0].out_shape
+
+    @cached_property
+    def labels(self) -> tuple[tuple[str, ...], ...]:
+        """What the choices of each layer are called: no two of a layer alike."""
+        return tuple(_told_apart(choices) for choices in self.layers)
 
 
 @dataclass(frozen=True)
@@ -36,7 +56,8 @@ class Candidate:
     @property
     def text(self) -> str:
         """Its name within the block, such as `d3: k3e6 k5e3 k3e3`."""
-        return f"{self.cell.name}: {' '.join(op.label for op in self.ops)}"
+        labels = (names[index] for names, index in zip(self.cell.labels, self.choice, strict=True))
+        return f"{self.cell.name}: {' '.join(labels)}"
 
 
 @dataclass(frozen=True)
@@ -47,12 +68,22 @@ class Block:
     cells: tuple[Cell, ...]
 
     def __post_init__(self) -> None:
-        first = self.cells[0].layers
+        ends = {(cell.in_shape[1], cell.out_shape[1:]) for cell in self.cells}
+        _require(len(ends) == 1, f"{self.name}: cells of different resolutions")
+        _require(len({cell.name for cell in self.cells}) == len(self.cells), f"{self.name}: two cells of one name")
         for cell in self.cells:
             for before, after in itertools.pairwise(cell.layers):
                 for op, following in itertools.product(before, after):
-                    assert op.out_shape == following.in_shape, f"{self.name}: {op.key} does not feed {following.key}"
-            assert cell.layers[0][0].in_shape == first[0][0].in_shape, f"{self.name}: cells with different inputs"
+                    _require(op.out_shape == following.in_shape, f"{self.name}: {op.key} does not feed {following.key}")
+            for op in cell.layers[0]:
+                _require(op.in_shape == cell.in_shape, f"{self.name}: {op.key} takes another shape than its neighbours")
+            for op in cell.layers[-1]:
+                _require(op.out_shape == cell.out_shape, f"{self.name}: {op.key} gives another shape than its neighbours")
+
+    @staticmethod
+    def fixed(name: str, *ops: Op) -> "Block":
+        """A block without a choice."""
+        return Block(name, (Cell("only", tuple((op,) for op in ops)),))
 
     @property
     def size(self) -> int:
@@ -73,38 +104,54 @@ class Block:
         for cell in self.cells:
             if cell.name == name:
                 wanted = labels.split(" ")
-                names = [[op.label for op in choices] for choices in cell.layers]
-                if len(wanted) == len(names) and all(label in row for label, row in zip(wanted, names, strict=True)):
-                    return Candidate(cell, tuple(row.index(label) for label, row in zip(wanted, names, strict=True)))
+                if len(wanted) == len(cell.labels) and all(map(operator.contains, cell.labels, wanted)):
+                    return Candidate(cell, tuple(names.index(label) for names, label in zip(cell.labels, wanted, strict=True)))
         raise RequestError(
             f"{self.name} has no candidate {text!r}; cells: {', '.join(cell.name for cell in self.cells)}; "
-            f"ops: {', '.join(dict.fromkeys(op.label for op in self.cells[0].layers[0]))}"
+            f"ops: {', '.join(dict.fromkeys(label for cell in self.cells for names in cell.labels for label in names))}"
         )
 
     @property
-    def in_shape(self) -> tuple[int, int, int]:
-        return self.cells[0].layers[0][0].in_shape
+    def widths_in(self) -> tuple[int, ...]:
+        """The channels it can be given, each once; one where the block before it has one width."""
+        return tuple(dict.fromkeys(cell.in_shape[0] for cell in self.cells))
+
+    @property
+    def widths_out(self) -> tuple[int, ...]:
+        """The channels (or class scores) it can put out."""
+        return tuple(dict.fromkeys(cell.out_shape[0] for cell in self.cells))
 
     @property
     def out_hw(self) -> int:
         """The side of its output in pixels, the same for every cell; 1 where the output is class scores."""
-        shape = self.cells[0].layers[-1][0].out_shape
+        shape = self.cells[0].out_shape
         return shape[-1] if len(shape) == 3 else 1
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """A space at one input size and class count: every combination of one candidate a block is a network."""
+    """A space at one input size and class count: every chain of one candidate a block whose widths fit is a network."""
 
     name: str
     image_size: int
     num_classes: int
     blocks: tuple[Block, ...]
+    cuts: tuple[str | None, ...] = ()  # the modules of the teacher it was derived from behind which its blocks end; () otherwise
+
+    def __post_init__(self) -> None:
+        for block, following in itertools.pairwise(self.blocks):
+            widths = f"{block.name} puts out {block.widths_out} channels, {following.name} takes {following.widths_in}"
+            _require(set(block.widths_out) == set(following.widths_in), widths)
 
     @property
     def size(self) -> int:
         """How many networks there are."""
-        return math.prod(block.size for block in self.blocks)
+        ways = {self.blocks[0].widths_in[0]: 1}  # to arrive at a width
+        for block in self.blocks:
+            before, ways = ways, dict.fromkeys(block.widths_out, 0)
+            for cell in block.cells:
+                ways[cell.out_shape[0]] += before[cell.in_shape[0]] * cell.size
+        return sum(ways.values())
 
     @cached_property
     def ops(self) -> tuple[Op, ...]:
@@ -127,3 +174,19 @@ class Space:
         if num_classes < 2:
             raise RequestError(f"a classifier needs at least 2 classes, the data has {num_classes}")
         return SearchSpace(self.name, image_size, num_classes, self.lay_out(image_size, num_classes))
+
+
+def _told_apart(choices: Sequence[Op]) -> tuple[str, ...]:
+    """The ops' labels; where two are alike, with the settings in which they differ: `k3e6,se=0.25`."""
+    names = []
+    for op in choices:
+        alike = [other for other in choices if other.label == op.label and other.kind == op.kind]
+        fields = [field.name for field in dataclasses.fields(op) if len({getattr(other, field.name) for other in alike}) > 1]
+        names.append(",".join([op.label, *(f"{name}={getattr(op, name)}" for name in fields)]))
+    _require(len(set(names)) == len(names), f"two choices of a layer are called the same: {', '.join(names)}")
+    return tuple(names)
+
+
+def _require(sound: bool, message: str) -> None:
+    if not sound:
+        raise RequestError(f"the search space is not sound: {message}")

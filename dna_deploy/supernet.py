@@ -53,7 +53,8 @@ class PieceSupernet(nn.Module):
     """All candidates of one piece. Cells share the weights of the ops they have in common at the same depth.
 
     Where the student's width differs from the teacher's, a 1x1 adapter stands at that edge while training, so that the
-    ops themselves have the shapes that are deployed; `build` folds the adapters away.
+    ops themselves have the shapes that are deployed; `build` folds the adapters away. Cells that take different widths have
+    first layers of their own, each behind its own adapter from the teacher's width: what is rated is what is built.
     """
 
     def __init__(self, piece: Piece, padding: str) -> None:
@@ -68,8 +69,8 @@ class PieceSupernet(nn.Module):
                     if (depth, op) not in self._index:
                         self._index[depth, op] = len(self.ops)
                         self.ops.append(op.module(padding))
-        first, last = depths[0][0][0], [layers[-1][0] for layers in depths]
-        self.enter = _adapter(piece.channels_in, first.cin)
+        first, last = dict.fromkeys(layers[0][0].cin for layers in depths), [layers[-1][0] for layers in depths]
+        self.enter = nn.ModuleDict({str(width): _adapter(piece.channels_in, width) for width in first})
         scores = len(last[0].out_shape) == 1  # the last piece ends in class scores, which need no adapter
         leaves = [nn.Identity() if scores else _adapter(op.cout, piece.channels_out) for op in last]
         self.leave = nn.ModuleDict(dict(zip((cell.name for cell in piece.block.cells), leaves, strict=True)))
@@ -83,8 +84,9 @@ class PieceSupernet(nn.Module):
 
     def forward(self, x: torch.Tensor, candidate: Candidate) -> torch.Tensor:
         """(N, channels_in, H, W), the teacher's features -> its next ones, (N, channels_out, H', W') or logits."""
-        x = self.enter(x)
-        for depth, op in enumerate(self.piece.ops(candidate)):
+        ops = self.piece.ops(candidate)
+        x = self.enter[str(ops[0].cin)](x)
+        for depth, op in enumerate(ops):
             x = self.op(depth, op)(x)
         y: torch.Tensor = self.leave[candidate.cell.name](x)
         return y
@@ -117,7 +119,7 @@ class Supernet(nn.Module):
                 assert ops[at + depth] == op
                 modules[at + depth].load_state_dict(part.op(depth, op).state_dict())
             if arriving is not None:
-                _fold(own[0], modules[at], arriving, part.enter)
+                _fold(own[0], modules[at], arriving, part.enter[str(own[0].cin)])
             at, arriving = at + len(own), part.leave[candidate.cell.name]
         return network
 

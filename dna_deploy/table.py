@@ -2,13 +2,16 @@
 
 A measured table grows by one `Visit` row for each visit as it is taken, so that an interrupted session loses nothing;
 `compact` then gathers the visits of each op into one `Row`, which shows the figures to a reader and keeps every sample.
-What counts on loading are the samples. A `Published` row carries what others measured, of which only figures exist.
+What counts on loading are the samples. A `Published` row carries what others measured, of which only figures exist. A
+`PredictedRow` says what the regressor makes of an op that was not measured; it never counts as measured, and is written
+anew whenever more is.
 """
 
 import errno
 import json
+import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +19,7 @@ from typing import Any
 
 from dna_deploy.errors import RequestError, TableError
 from dna_deploy.files import disk_errors, parse, write_atomic
-from profilers import Device, Measurement, Visit, drift_of_rounds, summarize
+from profilers import Device, Measurement, Visit, drift_of_rounds, settled, summarize
 
 SCHEMA = "dna-deploy/latency-table/1"
 SHIPPED = Path(__file__).parent.parent / "latency_tables"
@@ -42,6 +45,15 @@ class Session:
     first_round: int
     anchors: list[str]
     conditions: dict[str, str | int | float | None]  # of the device as it began: load, temperature, battery
+
+
+@dataclass(frozen=True)
+class End:
+    """How the session above ended, and what the device was like by then."""
+
+    ended: str  # UTC
+    why: str
+    conditions: dict[str, str | int | float | None]
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,21 @@ class Published:
 
 
 @dataclass(frozen=True)
+class PredictedRow:
+    """An op that was not measured: what the regressor makes of it, with a 95 % interval."""
+
+    key: str
+    predicted_ms: float
+    low_ms: float
+    high_ms: float
+    measured: int  # ops of this device it was predicted from
+    sources: list[str]  # targets whose tables helped
+
+
+AnyRow = Session | End | VisitRow | Row | Published | PredictedRow
+
+
+@dataclass(frozen=True)
 class LatencyTable:
     """What is known of one target: a measurement for each key, an op's or a whole network's."""
 
@@ -83,6 +110,8 @@ class LatencyTable:
     sessions: tuple[Session, ...] = ()
     visits: Mapping[str, tuple[Visit, ...]] = field(default_factory=dict, repr=False)
     drift: Mapping[int, float] = field(default_factory=dict, repr=False)
+    predicted: Mapping[str, PredictedRow] = field(default_factory=dict, repr=False)
+    ends: tuple[End, ...] = ()
 
     @property
     def published(self) -> bool:
@@ -98,10 +127,13 @@ class LatencyTable:
         sessions = tuple(row for row in rows if isinstance(row, Session))
         visits: dict[str, list[Visit]] = {}
         measurements: dict[str, Measurement] = {}
+        gathered: set[str] = set()
         for row in rows:
-            if isinstance(row, Published):
-                if row.key in measurements:
+            if isinstance(row, (Row, Published)):
+                if row.key in gathered:
                     raise TableError(f"{path}: {row.key} stands there twice; keep one of the rows")
+                gathered.add(row.key)
+            if isinstance(row, Published):
                 measurements[row.key] = _published(row)
             elif isinstance(row, VisitRow):
                 visits.setdefault(row.key, []).append(Visit(row.key, row.round, tuple(row.ns)))
@@ -113,9 +145,32 @@ class LatencyTable:
             raise TableError(f"{path}: {both[0]} is both measured and published there; keep one of the rows")
         anchors = list(dict.fromkeys(key for session in sessions for key in session.anchors))
         drift = drift_of_rounds((visit for taken in visits.values() for visit in taken), anchors)
-        measurements.update({key: summarize(taken, drift) for key, taken in visits.items()})
+        kept = {round for session in sessions_of(drift, sessions) for round in settled(session)}
+        measurements.update({key: summarize(_in(kept, taken), drift) for key, taken in visits.items()})
         frozen = {key: tuple(taken) for key, taken in visits.items()}
-        return LatencyTable(path, header, measurements, sessions, frozen, drift)
+        guesses = [row for row in rows if isinstance(row, PredictedRow)]
+        predicted = {row.key: row for row in guesses if row.key not in measurements or not has_interval(measurements[row.key])}
+        ends = tuple(row for row in rows if isinstance(row, End))
+        return LatencyTable(path, header, measurements, sessions, frozen, drift, predicted, ends)
+
+
+def sessions_of(drift: Mapping[int, float], sessions: Sequence[Session]) -> list[dict[int, float]]:
+    """The drift of each session's rounds."""
+    firsts = sorted({session.first_round for session in sessions} | {0})
+    found: list[dict[int, float]] = [{} for _ in firsts]
+    for round, slowness in drift.items():
+        found[sum(first <= round for first in firsts) - 1][round] = slowness
+    return [part for part in found if part]
+
+
+def has_interval(found: Measurement) -> bool:
+    """Published, or measured in enough rounds to say how sure it is: a reading of one round would mislead the search."""
+    return found.rounds == 0 or math.isfinite(found.high_ms)
+
+
+def _in(rounds: set[int], visits: list[Visit]) -> list[Visit]:
+    """The visits of the rounds that count; all of them where none does."""
+    return [visit for visit in visits if visit.round in rounds] or visits
 
 
 def find_table(name: str) -> Path:
@@ -141,16 +196,22 @@ def create(path: Path, header: Header) -> None:
 
 
 @contextmanager
-def appending(path: Path) -> Iterator["Appender"]:
-    """Append rows to the table at `path`, alone: a second process that tries is refused. Repairs a cut last line."""
+def appending(path: Path, header: Header | None = None) -> Iterator["Appender"]:
+    """Append rows to the table at `path`, alone: a second process that tries is refused. Repairs a cut last line.
+
+    With `header` a table that does not exist is made first, under the same lock: two that start at once make one.
+    """
     from filelock import FileLock, Timeout
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"), blocking=False)
     try:
         lock.acquire()
     except Timeout:
         raise TableError(f"{path}: another dna-profile is writing this table; wait for it or use another --table") from None
     try:
+        if header is not None and not path.exists():
+            create(path, header)
         _drop_cut_line(path)
         with path.open("ab", buffering=0) as file:
             yield Appender(path, file)
@@ -163,19 +224,20 @@ class Appender:
     path: Path
     _file: Any
 
-    def add(self, row: Session | VisitRow | Published) -> None:
+    def add(self, row: AnyRow) -> None:
         """One row, in a single write, so that a kill leaves at most one cut line at the end."""
         with disk_errors(self.path):
             line = _line(row).encode()
             if self._file.write(line) != len(line):  # what fits of it is written; the next writer repairs that
                 raise OSError(errno.ENOSPC, "No space left on device")
 
-    def compact(self) -> None:
-        """Gather the visits of each key into one row, in the order of first measurement."""
+    def compact(self, predicted: Iterable[PredictedRow] = ()) -> None:
+        """Gather the visits of each key into one row, in the order of first measurement; `predicted` replaces what was."""
         table = LatencyTable.load(self.path)
         _, rows = _read(self.path)
-        lines = [_line(table.header), *(_line(row) for row in rows if isinstance(row, (Session, Published)))]
+        lines = [_line(table.header), *(_line(row) for row in rows if isinstance(row, (Session, End, Published)))]
         lines += [_line(_row(key, table.measurements[key], visits)) for key, visits in table.visits.items()]
+        lines += [_line(row) for row in predicted]
         write_atomic(self.path, lambda temporary: temporary.write_text("".join(lines), encoding="utf-8"))
 
 
@@ -203,7 +265,7 @@ def _published(row: Published) -> Measurement:
     return Measurement(row.latency_ms, low, high, row.latency_ms, float("nan"), row.n, 0)
 
 
-def _read(path: Path) -> tuple[Header, list[Session | VisitRow | Row | Published]]:
+def _read(path: Path) -> tuple[Header, list[AnyRow]]:
     try:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, UnicodeDecodeError) as error:
@@ -237,9 +299,18 @@ def _object(line: str, where: str) -> dict[str, Any]:
     return found
 
 
-def _typed(found: dict[str, Any], where: str) -> Session | VisitRow | Row | Published:
+def _typed(found: dict[str, Any], where: str) -> AnyRow:
+    if "schema" in found:
+        raise TableError(f"{where}: a second header, of {found.get('target')!r}; rows of two tables do not mix: keep two files")
     if "session" in found:
         return parse(Session, found, where)
+    if "ended" in found:
+        return parse(End, found, where)
+    if "predicted_ms" in found:
+        guess = parse(PredictedRow, found, where)
+        if not 0 < guess.low_ms <= guess.predicted_ms <= guess.high_ms:
+            raise TableError(f"{where}: {guess.key} is predicted outside its own interval; expected 0 < low <= predicted <= high")
+        return guess
     if "round" in found:
         visit = parse(VisitRow, found, where)
         if not visit.ns or min(visit.ns) <= 0:

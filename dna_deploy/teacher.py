@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dna_deploy.data import Preprocessing
 from dna_deploy.errors import TeacherError
+from dna_deploy.plugins import load
 from dna_deploy.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -63,12 +64,17 @@ def create(name: str, num_classes: int, weights: Path | None = None) -> "tuple[n
     """A timm model by name with trained weights, its preprocessing, and whether it already knows `num_classes` classes.
 
     The weights are the user's checkpoint, else those of an installed PyPI package, else timm's own download. A head for
-    another number of classes is replaced by a fresh one, to be fine-tuned.
+    another number of classes is replaced by a fresh one, to be fine-tuned. A name that ends in `.py` is a file of the user's
+    own that defines MODEL: a trained network, or a function from a number of classes to one, with MEAN and STD beside it.
     """
     import timm
     from timm.data import resolve_model_data_config
 
+    import dna_deploy.zoo  # noqa: F401  makes the published networks known to timm
+
     model: Any
+    if name.endswith(".py"):
+        return _own(name, num_classes, weights)
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('_')[-1]}*")[:3]
         raise TeacherError(f"--teacher {name}: timm has no model of that name{'; near: ' + ', '.join(near) if near else ''}")
@@ -101,8 +107,31 @@ def untrained(name: str, num_classes: int) -> "nn.Module":
     """The same network without weights, to be filled from a run's own file."""
     import timm
 
-    model: nn.Module = timm.create_model(name, num_classes=num_classes)
+    import dna_deploy.zoo  # noqa: F401
+
+    model: nn.Module = (
+        _own(name, num_classes, None)[0] if name.endswith(".py") else timm.create_model(name, num_classes=num_classes)
+    )
     return model
+
+
+def _own(name: str, num_classes: int, weights: Path | None) -> "tuple[nn.Module, Preprocessing, bool]":
+    """MODEL of a file, with the weights it brings or those of a checkpoint; only a function without weights is not ready."""
+    import copy
+
+    from torch import nn
+
+    module = load(Path(name), "MODEL")
+    trained = isinstance(module.MODEL, nn.Module)
+    model: nn.Module = copy.deepcopy(module.MODEL) if trained else module.MODEL(num_classes)
+    if weights is not None:
+        try:
+            model.load_state_dict(read_weights(weights))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1].strip()[:120]
+            raise TeacherError(f"--teacher {name}: {weights} holds weights of another network ({reason})") from error
+    mean, std = (tuple(getattr(module, side, (0.5,) * 3)) for side in ("MEAN", "STD"))
+    return model, Preprocessing(mean, std), trained or weights is not None
 
 
 def _state(name: str, weights: Path | None) -> "dict[str, torch.Tensor] | None":
@@ -198,7 +227,12 @@ def trunk(model: "nn.Module", image_size: int) -> list[Place]:
     training = model.training
     try:
         with torch.no_grad():
-            model.eval()(torch.zeros(1, 3, image_size, image_size))
+            model.eval()(torch.zeros(1, 3, image_size, image_size, device=_where(model)))
+    except Exception as error:  # the network's own, whatever it is: of its image size, mostly
+        reason = str(error).strip().splitlines()[0][:160] if str(error) else type(error).__name__
+        raise TeacherError(
+            f"the teacher does not take images of {image_size} px ({reason}); choose another --image-size"
+        ) from error
     finally:
         model.train(training)
         for hook in hooks:
@@ -237,13 +271,16 @@ def cut(model: "nn.Module", space: SearchSpace, names: Sequence[str] = ()) -> "t
     Where several blocks end at one resolution and the teacher has as many stages there, each block gets one; otherwise
     the teacher's modules at that resolution are shared out evenly. A block without choices that ends at a resolution
     the teacher does not have (a stem) gets None: it is trained as one with the block behind it. `names` chooses the
-    modules by hand.
+    modules by hand; a space derived from the teacher brings them along.
     """
     places = trunk(model, space.image_size)
     ends = [block.out_hw for block in space.blocks[:-1]]
-    seen = ", ".join(f"{place.name} ({place.channels} x {place.hw} px)" for place in places) or "none"
+    seen = ", ".join(f"{place.name} ({place.channels} x {place.hw} px)" for place in places) or _shapes(model, space.image_size)
     chosen: list[Place | None]
-    if names:
+    if not names and space.cuts and all(name is None or name in {place.name for place in places} for name in space.cuts):
+        by_name = {place.name: place for place in places}
+        chosen = [by_name[name] if name else None for name in space.cuts]
+    elif names:
         by_name = {place.name: place for place in places}
         if len(names) != len(ends) or any(name not in by_name for name in names):
             raise TeacherError(f"--cut needs {len(ends)} of the teacher's modules: {seen}")
@@ -262,13 +299,55 @@ def cut(model: "nn.Module", space: SearchSpace, names: Sequence[str] = ()) -> "t
                     f"the teacher has {len(here)} modules at {hw} px to cut behind, space {space.name} ends {count} blocks "
                     f"there; modules seen: {seen}"
                 )
-            stages = [a for a, b in zip(here, [*here[1:], None], strict=True) if b is None or a.channels != b.channels]
-            here = stages if len(stages) == count else here
+            for ends_of in (here, [place for place in here if spatial(model.get_submodule(place.name))]):
+                stages = [a for a, b in zip(ends_of, [*ends_of[1:], None], strict=True) if b is None or a.channels != b.channels]
+                if len(stages) == count:
+                    here = stages
+                    break
             chosen += [here[round((j + 1) * len(here) / count) - 1] for j in range(count)]
     for place, hw, block in zip(chosen, ends, space.blocks, strict=False):
         if place is not None and place.hw != hw:
             raise TeacherError(f"{place.name} ends at {place.hw} px, block {block.name} of {space.name} at {hw} px")
     return tuple(chosen)
+
+
+def spatial(module: "nn.Module") -> bool:
+    """Whether it looks beyond a pixel: the wide 1x1 before a classifier does not."""
+    from torch import nn
+
+    return any(isinstance(part, nn.Conv2d) and max(part.kernel_size) > 1 for part in module.modules())
+
+
+def require_scores(model: "nn.Module", space: SearchSpace) -> None:
+    """Refuse a network that does not score the classes of the data."""
+    import torch
+
+    training = model.training
+    with torch.no_grad():
+        scores = tuple(model.eval()(torch.zeros(1, 3, space.image_size, space.image_size, device=_where(model))).shape)
+    model.train(training)
+    if scores != (1, space.num_classes):
+        raise TeacherError(
+            f"the teacher's output has the shape {scores} for one image, the data has {space.num_classes} classes: expected "
+            f"(1, {space.num_classes}); give a network of these classes, or let MODEL be a function of their number"
+        )
+
+
+def _shapes(model: "nn.Module", image_size: int) -> str:
+    """The network's own children and what they put out: what to tell where none of them is a square feature map."""
+    import torch
+
+    found: dict[str, torch.Tensor] = {}
+    with torch.no_grad(), _watching(model, [name for name, _ in model.named_children()], found):
+        model(torch.zeros(1, 3, image_size, image_size, device=_where(model)))
+    shapes = [f"{name} {tuple(out.shape[1:])}" for name, out in found.items() if isinstance(out, torch.Tensor)]
+    return (
+        f"none with convolutions and a square feature map (N, C, H, H) in a chain, only {', '.join(shapes[:12]) or 'no modules'}"
+    )
+
+
+def _where(model: "nn.Module") -> "torch.device | None":
+    return next((weight.device for weight in model.parameters()), None)
 
 
 @contextmanager

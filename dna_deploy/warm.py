@@ -103,7 +103,7 @@ def _strongest(before: Sequence[nn.Module], reader: nn.Module, count: int) -> to
 
 def _adapt(part: PieceSupernet, into: Kept, out: Kept) -> None:
     """Start the adapters at the edges of a piece as the choice of the channels that were kept."""
-    for adapter in (part.enter, *part.leave.values()):
+    for adapter in (*part.enter.values(), *part.leave.values()):
         if isinstance(adapter, nn.Conv2d):
             taken = into.get((adapter.in_channels, adapter.out_channels))
             given = out.get((adapter.out_channels, adapter.in_channels))

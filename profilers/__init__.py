@@ -5,7 +5,20 @@ from pathlib import Path
 
 from profilers.device import Device, find_device, registry
 from profilers.errors import DeviceUnavailable, ModelRejected, ProfilerError, UnknownDevice
-from profilers.protocol import Measurement, Model, Plan, Profiler, Stop, Visit, drift_of_rounds, measure, scaled, summarize
+from profilers.protocol import (
+    Measurement,
+    Model,
+    Plan,
+    Profiler,
+    Stop,
+    Visit,
+    drift_of_rounds,
+    measure,
+    repeatability,
+    scaled,
+    settled,
+    summarize,
+)
 
 __all__ = [
     "Device",
@@ -24,7 +37,9 @@ __all__ = [
     "find_profiler",
     "measure",
     "registry",
+    "repeatability",
     "scaled",
+    "settled",
     "summarize",
 ]
 

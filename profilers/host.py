@@ -19,6 +19,7 @@ SESSION_OPTIONS = {
     "session.intra_op.allow_spinning": "0",  # spinning threads steal the core from each other on a shared machine
     "session.inter_op.allow_spinning": "0",
 }
+HELD_BYTES = 1_000_000_000  # of models whose sessions stay open; the sessions of others are opened for each visit
 
 
 class HostProfiler:
@@ -53,13 +54,15 @@ class HostProfiler:
         if isinstance(load, float) and load > 0.5:
             log.warning("this machine is busy (load %.1f): times taken now come out too long; wait until it is quiet", load)
         with _pinned(device.cores):
-            runs = {model.key: _bound(_session(device, model), device.batch) for model in models}
-            for run in runs.values():  # the first run of a session allocates; it is no sample
-                run()
-            keys = [model.key for model in models]
+            by_key, held, size = {model.key: model for model in models}, {}, 0
+            for key, model in by_key.items():
+                run = _ready(device, model)
+                size += len(model.onnx)
+                if size <= HELD_BYTES:
+                    held[key] = run
             for round in range(plan.rounds):
-                for key in plan.order(keys, round):
-                    yield Visit(key, round, _sample(runs[key], plan))
+                for key in plan.order(list(by_key), round):
+                    yield Visit(key, round, _sample(held.get(key) or _ready(device, by_key[key]), plan))
 
     def run(self, device: Device, model: Model, inputs: Mapping[str, object]) -> list[object]:
         outputs: list[object] = _session(device, model).run(None, dict(inputs))
@@ -67,6 +70,13 @@ class HostProfiler:
 
 
 PROFILER = HostProfiler()
+
+
+def _ready(device: Device, model: Model) -> Any:
+    """A session that has run once: its first run allocates and is no sample."""
+    run = _bound(_session(device, model), device.batch)
+    run()
+    return run
 
 
 def _sample(run: Any, plan: Plan) -> tuple[int, ...]:

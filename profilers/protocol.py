@@ -6,15 +6,21 @@ rounds, which the estimate then looks through: the lower quartile of each visit,
 """
 
 import dataclasses
+import logging
 import math
 import random
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from profilers.device import Device
+
+log = logging.getLogger(__name__)
+
+WARM = 1.05  # slowness of a leading round beyond which it still warms up
+LIMIT = 1.25  # a round's slowness beyond which it is rejected instead of corrected
 
 
 @dataclass(frozen=True)
@@ -161,6 +167,34 @@ def drift_of_rounds(visits: Iterable[Visit], anchors: Sequence[str]) -> dict[int
     }
 
 
+def settled(drift: Mapping[int, float]) -> set[int]:
+    """The rounds of one session that count: behind its warm-up, and not thrown far off by something else.
+
+    The warm-up is found, not assumed: the leading rounds, at most half of them, whose anchors ran more than WARM slower than in
+    the middle round of the second half. A round whose anchors ran more than LIMIT slower or faster than usual is rejected,
+    since models do not all slow down alike; a smaller drift is divided out.
+    """
+    rounds = sorted(drift)
+    if len(rounds) < 6:
+        return set(rounds)
+    half = len(rounds) // 2
+    later = statistics.median(drift[round] for round in rounds[half:])
+    lead = next((place for place in range(half) if drift[rounds[place]] <= WARM * later), half)
+    usual = statistics.median(drift[round] for round in rounds[lead:])
+    return {round for round in rounds[lead:] if 1 / LIMIT <= drift[round] / usual <= LIMIT}
+
+
+def repeatability(visits: Mapping[str, Sequence[Visit]], drift: Mapping[int, float] | None = None) -> float:
+    """How far two halves of the rounds disagree: median over the models of the relative difference, even against odd rounds."""
+    differences = []
+    for taken in visits.values():
+        halves = [[visit for visit in taken if visit.round % 2 == half] for half in (0, 1)]
+        if all(halves):
+            even, odd = (summarize(half, drift).latency_ms for half in halves)
+            differences.append(abs(even - odd) / ((even + odd) / 2))
+    return statistics.median(differences) if differences else math.inf
+
+
 @dataclass(frozen=True)
 class Stop:
     """When to stop measuring: every interval narrow enough, the time spent, or the plan at its end."""
@@ -170,8 +204,8 @@ class Stop:
     min_rounds: int = 8
 
 
-def measure(profiler: Profiler, device: Device, models: Sequence[Model], plan: Plan, stop: Stop) -> Iterator[Visit]:
-    """The visits of a session, handed on as they are taken, until `stop` says enough; always whole rounds.
+def measure(profiler: Profiler, device: Device, models: Sequence[Model], plan: Plan, stop: Stop) -> Generator[Visit, None, str]:
+    """The visits of a session, handed on as they are taken, until `stop` says enough; always whole rounds. Returns why it ended.
 
     The caller keeps every visit (a table appends it to its file) and summarizes when the iterator ends.
     """
@@ -184,11 +218,15 @@ def measure(profiler: Profiler, device: Device, models: Sequence[Model], plan: P
             if visit.round != last_round:
                 last_round = visit.round
                 if time.monotonic() - began >= stop.seconds:
-                    return
+                    return f"the {stop.seconds:.0f} s are spent"
                 if last_round >= stop.min_rounds and last_round % 4 == 0 and _narrow(taken, stop.halfwidth):
-                    return
+                    return f"every interval is within {stop.halfwidth:.1%}"
+            if min(visit.ns) <= 0:
+                log.warning("the device's clock went backwards during %s; that visit is not counted", visit.key)
+                continue
             taken[visit.key].append(visit)
             yield visit
+        return f"all {plan.rounds} rounds are done"
     finally:
         close = getattr(source, "close", None)
         if close is not None:

@@ -8,6 +8,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks are tiny; handing work between threads costs more
 
 TINY = str(Path(__file__).with_name("tiny_space.py"))
+WIDTHS = str(Path(__file__).with_name("widths_space.py"))
 
 
 @pytest.fixture
@@ -15,6 +16,14 @@ def tiny():
     from dna_deploy.plugins import find
 
     return find("spaces", TINY).at(32, 10)
+
+
+@pytest.fixture
+def widths():
+    """A space in which widths are a choice."""
+    from dna_deploy.plugins import find
+
+    return find("spaces", WIDTHS).at(32, 10)
 
 
 @pytest.fixture

@@ -64,7 +64,10 @@ def test_the_run_holds_everything(place):
     folder = place[0] / "runs" / "try"
     kept = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
     own = {"run.json", "split.json", "teacher.safetensors", "teacher.json", "supernet.safetensors", "ratings.jsonl"}
-    found = {f"cpu-50ms/{name}" for name in ("architecture.json", "pick.json", "front.csv", "front.png", "student.safetensors")}
+    found = {
+        f"cpu-50ms/{name}"
+        for name in ("architecture.json", "pick.json", "front.csv", "front.png", "top.csv", "student.safetensors")
+    }
     assert kept == own | found | {"cpu-50ms/student.json", "cpu-50ms/export/model.onnx", "cpu-50ms/export/verification.json"}
     assert (folder / "cpu-50ms/front.png").read_bytes().startswith(b"\x89PNG")
     rows = (folder / "cpu-50ms/front.csv").read_text().splitlines()
@@ -94,6 +97,18 @@ def test_picking_again_reuses_the_ratings(place):
     assert "no weights there" in said and len(said.strip().splitlines()) == 1
 
 
+def test_several_limits_and_several_networks(place):
+    folder, _, found, _, _ = place
+    limits = ["--macs", f"{found['macs'] * 0.9 / 1e6:.4f}M", "--memory", "1MB", "--file-size", "1MB", "--ban", "b2=k3e6"]
+    done, said = dna("search", "--latency", "50ms", *SEARCH, *limits, "--top", "3", "--no-train", cwd=folder)
+    assert done["macs"] <= found["macs"] * 0.9 and done["peak_bytes"] <= 1e6 and done["file_bytes"] <= 1e6
+    assert done["score"] == pytest.approx(done["bound"]) and "no network within the budgets scores better" in said
+    assert len(done["top"]) == 3 == len(set(done["top"])) and done["top"][0] == done["network"]
+    assert not any("k3e6" in text.split(" | ")[1] for text in done["top"])
+    rows = (folder / done["folder"] / "top.csv").read_text().splitlines()
+    assert rows[0].startswith("score,--latency cpu,--macs,--file-size,--memory,network") and len(rows) == 4
+
+
 def test_searching_again_does_nothing_twice(place):
     folder, _, found, _, _ = place
     weights = folder / found["folder"] / "student.safetensors"
@@ -118,7 +133,7 @@ def test_an_export_that_is_not_the_network_is_exit_1(place):
         ("search", ["--latency", "80"], 2, "did you mean 80ms?"),
         ("search", ["--latency", "-3ms"], 2, "greater than zero"),
         ("search", ["--latency", "fast"], 2, "80ms, 1.5ms or 0.08s"),
-        ("search", ["--latency", "0.001ms", *SEARCH], 1, "the fastest takes"),
+        ("search", ["--latency", "0.001ms", *SEARCH], 1, "the least there is"),
         ("search", ["--latency", "80ms", *SEARCH, "--teacher", "nope"], 2, "was made with --teacher"),
         ("search", ["--latency", "80ms", *SEARCH[:-1], "new", "--teacher", "nope"], 2, "timm has no model"),
         ("search", ["--latency", "80ms", *SEARCH, "--device", "toaster"], 2, "no latency table for 'toaster'"),
@@ -127,6 +142,12 @@ def test_an_export_that_is_not_the_network_is_exit_1(place):
         ("search", ["--latency", "80ms", *SEARCH[:-1], "new", "--image-size", "64"], 2, "are not in it"),
         ("search", ["--latency", "80ms", "--epochs", "0"], 2, "x>=1"),
         ("search", ["--latency", "80ms", "--imagesize", "3"], 2, "No such option"),
+        ("search", ["--latency", "80ms", *SEARCH, "--pin", "b1=d1", "--pin", "b1=d2"], 2, "leave no candidate of b1"),
+        ("search", ["--latency", "80ms", *SEARCH, "--ban", "k9*"], 2, "nothing there is called 'k9*'"),
+        ("search", ["--latency", "80ms", *SEARCH, "--macs", "1k", "--params", "10k"], 1, "fits --macs 0.001M, --params 0.01M"),
+        ("search", ["--latency", "80ms", *SEARCH, "--memory", "2"], 2, "10MB or 512kB"),
+        ("search", ["--latency", "80ms", *SEARCH[:-1], "new", "--teacher", "nope.py"], 2, "nope.py: no such file"),
+        ("profile", ["--space", "derived:nope"], 2, "timm has no model of that name"),
         ("profile", ["--device", "toaster"], 2, "no device we can measure"),
         ("profile", ["--space", "nope"], 2, "none of the spaces"),
         ("profile", ["--budget", "2"], 2, "90s or 2min"),
@@ -190,6 +211,23 @@ def test_an_interrupted_profile_loses_nothing_and_goes_on(tmp_path):
         for row in rows
         if "latency_ms" in row
     )
+
+
+def test_two_profiles_of_one_table_at_once_are_refused(tmp_path):
+    flags = ["--space", TINY, "--image-size", "32", "--classes", "10", "--validate", "0", "--halfwidth", "0.0001"]
+    program = [sys.executable, "-c", "from dna_deploy.cli.profile import main; main()", *flags]
+    table = tmp_path / "latency_tables" / "cpu.jsonl"
+    running = subprocess.Popen(program, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 60
+        while time.monotonic() < end and not (table.exists() and table.read_text().count("\n") > 5):
+            time.sleep(0.02)
+        running.send_signal(signal.SIGSTOP)  # it holds the table for as long as the other one tries
+        _, said = dna("profile", *flags, cwd=tmp_path, expect=2)
+        assert "another dna-profile is writing this table" in said
+    finally:
+        running.send_signal(signal.SIGKILL)
+        running.wait()
 
 
 def test_ctrl_c_is_one_line(tmp_path):

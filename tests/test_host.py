@@ -7,7 +7,7 @@ import pytest
 
 from dna_deploy.graph import onnx_of
 from dna_deploy.ops.conv import Conv
-from profilers import Device, DeviceUnavailable, Model, ModelRejected, Plan, find_profiler, summarize
+from profilers import Device, DeviceUnavailable, Model, ModelRejected, Plan, find_profiler, host, summarize
 
 CPU = Device("cpu", "host")
 HOST = find_profiler(CPU)
@@ -22,6 +22,17 @@ def test_visits_follow_the_plan():
     assert all(len(visit.ns) == 3 and min(visit.ns) > 0 for visit in visits)
     small, large = (summarize(visit for visit in visits if visit.key == key) for key in keys)
     assert large.latency_ms > small.latency_ms  # 2,700 times the multiply-adds
+
+
+def test_more_models_than_fit_are_measured_all_the_same(monkeypatch):
+    models = [Model(op.key, onnx_of([op])) for op in (Conv(8, 3, 4, kernel=3), Conv(8, 3, 5, kernel=3), Conv(8, 3, 6, kernel=3))]
+    opened = []
+    ready = host._ready
+    monkeypatch.setattr(host, "_ready", lambda device, model: opened.append(model.key) or ready(device, model))
+    monkeypatch.setattr(host, "HELD_BYTES", len(models[0].onnx))
+    visits = list(HOST.visits(CPU, models, Plan(rounds=2, runs=2, visit_ms=0.0)))
+    assert [visit.key for visit in visits] == [key for r in range(2) for key in Plan().order([m.key for m in models], r)]
+    assert opened.count(models[0].key) == 1 and opened.count(models[1].key) == opened.count(models[2].key) == 3
 
 
 def test_run_computes_the_model():

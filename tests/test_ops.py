@@ -1,5 +1,7 @@
 """Ops: keys, costs held against torch's own counter, and the ONNX written by hand against torch's exporter."""
 
+import re
+
 import numpy as np
 import onnx
 import pytest
@@ -13,6 +15,7 @@ from dna_deploy.ops.classifier import Classifier
 from dna_deploy.ops.conv import Conv
 from dna_deploy.ops.dsconv import DepthwiseSeparable
 from dna_deploy.ops.mbconv import MBConv
+from dna_deploy.ops.pool import Pool
 from dna_deploy.plugins import names
 
 OPS = [
@@ -22,6 +25,10 @@ OPS = [
     DepthwiseSeparable(17, 8, 12, kernel=5, stride=2, act="relu"),
     MBConv(14, 8, 8, kernel=5, expand=6),
     MBConv(15, 8, 12, kernel=7, expand=3, stride=2, act="silu"),
+    MBConv(14, 8, 8, kernel=3, expand=6, act="silu", se=0.25),
+    MBConv(14, 10, 12, kernel=5, expand=4, stride=2, act="hard_swish", se=0.8, gate="hard_sigmoid"),
+    DepthwiseSeparable(16, 8, 8, kernel=3, act="hard_swish"),
+    Pool(7, 12, 12),
     Classifier(5, 16, 10),
 ]
 
@@ -62,6 +69,46 @@ def test_costs_by_hand():
     op = MBConv(4, 2, 3, kernel=3, expand=6, stride=2)  # 12 expanded channels, 4x4 in, 2x2 out
     assert op.macs == 4 * 4 * 2 * 12 + 2 * 2 * 12 * 9 + 2 * 2 * 12 * 3
     assert op.params == 2 * 12 + 12 * 9 + 12 * 3 + 2 * (12 + 12 + 3)
+    squeezing = MBConv(4, 8, 3, kernel=3, expand=6, stride=2, se=0.25)  # 48 expanded channels squeezed to 2, with biases
+    assert squeezing.macs - MBConv(4, 8, 3, kernel=3, expand=6, stride=2).macs == 48 * 2 + 2 * 48
+    assert squeezing.params - MBConv(4, 8, 3, kernel=3, expand=6, stride=2).params == 48 * 2 + 2 + 2 * 48 + 48
+
+
+def test_efficientnets_own_block_is_this_op():
+    """Third block of EfficientNet-B0 at 224 px: timm's parameters and multiply-adds, layer by layer."""
+    import timm
+
+    block = timm.create_model("efficientnet_b0").blocks[1][1]
+    op = MBConv(56, 24, 24, kernel=3, expand=6, act="silu", se=0.25)
+    shapes = [tuple(weight.shape) for weight in block.parameters()]
+    assert sorted(shapes) == sorted(tuple(weight.shape) for weight in op.module().parameters())
+    assert sum(weight.numel() for weight in block.parameters()) == op.params
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.key)
+def test_written_graph_computes_what_the_module_does(op):
+    """The module with the written graph's weights, BatchNorm neutral, gives the graph's output."""
+    import onnxruntime
+
+    model = onnx.load_from_string(onnx_of([op]))
+    drawn = {weight.name: onnx.numpy_helper.to_array(weight) for weight in model.graph.initializer}
+    weights = [torch.tensor(drawn[name]) for node in model.graph.node for name in node.input if re.fullmatch(r"w\d+", name)]
+    module = op.module().eval()
+    for norm in (part for part in module.modules() if isinstance(part, torch.nn.BatchNorm2d)):
+        norm.eps = 0.0  # statistics are 0 and 1: only the bias is left of it
+    places = [place for place in module.parameters() if not _is_scale(module, place)]
+    assert [place.shape for place in places] == [weight.shape for weight in weights]
+    with torch.no_grad():
+        for place, weight in zip(places, weights, strict=True):
+            place.copy_(weight)
+    x = np.random.default_rng(1).standard_normal((2, *op.in_shape), dtype=np.float32)
+    (ours,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"input": x})
+    with torch.no_grad():
+        np.testing.assert_allclose(ours, module(torch.tensor(x)).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def _is_scale(module, place):
+    return any(place is part.weight for part in module.modules() if isinstance(part, torch.nn.BatchNorm2d))
 
 
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.key)

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from profilers import Device, Model, Plan, Stop, Visit, drift_of_rounds, measure, scaled, summarize
+from profilers import Device, Model, Plan, Stop, Visit, drift_of_rounds, measure, repeatability, scaled, settled, summarize
 
 KEYS = [f"op{number}" for number in range(40)]
 
@@ -62,6 +62,26 @@ def test_drift_is_seen_and_taken_out():
     assert summarize(spoilt[1:2], drift).latency_ms == pytest.approx(2.0, abs=1e-5)
 
 
+def test_a_round_far_off_is_rejected_and_a_warm_up_is_found():
+    steady = dict.fromkeys(range(12), 1.0)
+    assert settled(steady) == set(range(12))
+    assert settled(steady | {5: 1.5, 8: 0.7}) == set(range(12)) - {5, 8}
+    assert settled(steady | {0: 1.2, 1: 1.1}) == set(range(2, 12))
+    assert settled(steady | {0: 1.04, 6: 1.2}) == set(range(12))  # divided out, not rejected
+    assert settled({0: 2.0, 1: 1.0, 2: 1.0}) == {0, 1, 2}  # too few to tell
+
+
+def test_half_a_session_throttled_leaves_the_other_half():
+    drift = {round: 1.0 if round < 7 else 1.5 for round in range(12)}
+    assert settled(drift) == set(range(7))
+
+
+def test_repeatability_is_the_difference_between_halves():
+    visits = {"a": [Visit("a", round, (1_000_000 + 100_000 * (round % 2),)) for round in range(8)]}
+    assert repeatability(visits) == pytest.approx(0.1 / 1.05)
+    assert repeatability({"a": [Visit("a", 0, (5,))]}) == math.inf
+
+
 def test_scaling_scales_every_time():
     found = scaled(summarize(Visit("a", round, (1_000_000, 3_000_000)) for round in range(8)), 2.0)
     assert (found.latency_ms, found.low_ms, found.high_ms, found.median_ms, found.p90_ms) == (2.0, 2.0, 2.0, 4.0, 6.0)
@@ -92,6 +112,39 @@ def test_measuring_stops_when_the_intervals_are_narrow():
     visits = list(measure(device, Device("x", "host"), MODELS, Plan(rounds=30), Stop(halfwidth=0.02, seconds=1e9, min_rounds=8)))
     assert max(visit.round for visit in visits) == 7  # whole rounds 0 to 7
     assert device.closed
+
+
+class JumpingClock:
+    """A device whose clock is set back during the second visit of a round and forward during the third."""
+
+    def visits(self, device, models, plan):
+        for round in range(plan.rounds):
+            for place, model in enumerate(models):
+                ns = [1_000_000] * 5
+                ns[0] += {1: -3_600_000_000_000, 2: 3_600_000_000_000}.get(place, 0) if round == 3 else 0
+                yield Visit(model.key, round, tuple(ns))
+
+
+def test_a_clock_that_jumps_changes_no_figure(caplog):
+    visits = list(measure(JumpingClock(), Device("x", "host"), MODELS[:4], Plan(rounds=8), Stop()))
+    assert len(visits) == 8 * 4 - 1 and all(min(visit.ns) > 0 for visit in visits)
+    assert "clock went backwards during op1" in caplog.text
+    for model in MODELS[:4]:
+        assert summarize(visit for visit in visits if visit.key == model.key).latency_ms == 1.0
+
+
+def test_why_it_ended_is_said():
+    def why(noise, rounds, stop):
+        source = measure(SteadyDevice(noise), Device("x", "host"), MODELS, Plan(rounds=rounds), stop)
+        while True:
+            try:
+                next(source)
+            except StopIteration as end:
+                return end.value
+
+    assert why(0.001, 30, Stop(halfwidth=0.02, seconds=1e9)) == "every interval is within 2.0%"
+    assert why(3.0, 9, Stop(halfwidth=0.001, seconds=1e9)) == "all 9 rounds are done"
+    assert why(1.0, 30, Stop(seconds=0.0)) == "the 0 s are spent"
 
 
 def test_measuring_goes_to_the_end_where_it_is_noisy():

@@ -5,12 +5,14 @@ import itertools
 import numpy as np
 import pytest
 
+from dna_deploy.budget import Budget, block_costs
 from dna_deploy.errors import NothingFits
+from dna_deploy.limits import Wanted
 from dna_deploy.plugins import find
 from dna_deploy.predictor import LatencyPredictor
 from dna_deploy.ratings import Rating
 from dna_deploy.run import Run
-from dna_deploy.search import architecture_at, block_costs, block_scores, largest_within, pick, require_feasible
+from dna_deploy.search import architecture_at, block_scores, largest_within, pick
 from dna_deploy.table import LatencyTable, find_table
 
 
@@ -52,7 +54,7 @@ def test_costs_are_the_predictions(mobile, predictor):
 @pytest.mark.parametrize("budget_ms", [40.0, 60.0, 80.0])
 def test_no_sampled_network_within_the_budget_scores_better(mobile, predictor, ratings, tmp_path, budget_ms):
     run = Run(tmp_path / "run")
-    found = pick(run, mobile, ratings, predictor, budget_ms)
+    found = pick(run, mobile, ratings, [Budget(predictor, budget_ms)])
     assert found.picked.predicted_ms <= budget_ms
     assert predictor.network_ms(found.architecture.ops) == pytest.approx(found.picked.predicted_ms)
     costs, scores = block_costs(mobile, predictor), block_scores(mobile, ratings)
@@ -65,7 +67,7 @@ def test_no_sampled_network_within_the_budget_scores_better(mobile, predictor, r
 
 def test_swapping_any_two_blocks_does_not_improve(mobile, predictor, ratings, tmp_path):
     """Local optimality over every pair of blocks: 3.6 million alternatives, each tried."""
-    found = pick(Run(tmp_path / "run"), mobile, ratings, predictor, 60.0)
+    found = pick(Run(tmp_path / "run"), mobile, ratings, [Budget(predictor, 60.0)])
     costs, scores = block_costs(mobile, predictor), block_scores(mobile, ratings)
     own = [block.candidates.index(c) for block, c in zip(mobile.blocks, found.architecture.candidates, strict=True)]
     total_cost = sum(c[i] for c, i in zip(costs, own, strict=True))
@@ -77,13 +79,13 @@ def test_swapping_any_two_blocks_does_not_improve(mobile, predictor, ratings, tm
 
 
 def test_a_budget_that_nothing_fits_names_the_fastest(mobile, predictor):
-    with pytest.raises(NothingFits, match=r"fits 20 ms on pixel1; the fastest takes 32\.7 ms"):
-        require_feasible(mobile, predictor, 20.0)
+    with pytest.raises(NothingFits, match=r"fits --latency pixel1=20ms; the least there is.*pixel1=32\.7"):
+        Wanted().problem(mobile, [Budget(predictor, 20.0).limit(mobile)]).require_feasible()
 
 
 def test_the_rival_is_the_largest_that_fits(mobile, predictor):
     costs = block_costs(mobile, predictor)
-    rival = largest_within(mobile, costs, 60.0)
+    rival = largest_within(Wanted().problem(mobile, [Budget(predictor, 60.0).limit(mobile)]))
     rng = np.random.default_rng(3)
     for _ in range(2000):
         choices = [int(rng.integers(len(cost))) for cost in costs]

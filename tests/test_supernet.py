@@ -203,6 +203,40 @@ def test_a_built_network_is_the_chain_of_its_blocks(tiny, teacher, supernet, see
         torch.testing.assert_close(network(x), expected, rtol=1e-3, atol=1e-3)
 
 
+def test_with_widths_to_choose_a_built_network_is_the_chain_of_its_blocks(widths, teacher):
+    """Each width a block can be given has a first layer and an adapter of its own; the fold is exact for all of them."""
+    torch.manual_seed(0)
+    narrow = Teacher("t", teacher.model, HALF, cut(teacher.model, widths))
+    supernet = Supernet(widths, narrow).eval()
+    for module in supernet.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)
+    assert list(supernet.pieces[2].enter) == ["16", "24"]
+    x = torch.randn(2, 3, 32, 32)
+    seen = {sample(widths, random.Random(seed)) for seed in range(400)}
+    assert len(seen) == widths.size
+    for arch in seen:
+        expected = x
+        with torch.no_grad():
+            for part, candidate in zip(supernet.pieces, arch.candidates, strict=True):
+                expected = part(expected, candidate)
+            torch.testing.assert_close(supernet.build(arch).eval()(x), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_rating_visits_every_candidate_of_every_width(widths, teacher, images):
+    narrow = Teacher("t", teacher.model, HALF, cut(teacher.model, widths))
+    supernet = Supernet(widths, narrow)
+    rated = {(rating.block, rating.candidate): rating for rating in rate(supernet, narrow, images, range(16), batch=16)}
+    assert len(rated) == 6 + 6
+    features = narrow.features(narrow.preprocessing(images.batch(range(16))))
+    part = supernet.pieces[2]
+    supernet.train()
+    with torch.no_grad(), frozen_statistics(supernet):
+        for candidate in part.piece.block.candidates:
+            l1, _ = scores(part(features[1], candidate), features[2])
+            assert rated["b2", candidate.text].relative_l1 == pytest.approx(l1, rel=1e-4)
+
+
 def test_building_joins_blocks_that_were_trained_together(tiny, teacher):
     joined = Teacher("t", teacher.model, HALF, (None, *teacher.cuts[1:]))
     supernet = Supernet(tiny, joined).eval()
@@ -230,6 +264,10 @@ def test_mobile_under_lite0_needs_adapters_at_one_edge_only():
     space = find("spaces", "mobile").at(32, 10)
     model = timm.create_model("tf_efficientnet_lite0", num_classes=10)
     supernet = Supernet(space, Teacher("t", model, HALF, cut(model, space)))
-    adapted = [p.piece.block.name for p in supernet.pieces if any(isinstance(m, nn.Conv2d) for m in (p.enter, *p.leave.values()))]
+    adapted = [
+        p.piece.block.name
+        for p in supernet.pieces
+        if any(isinstance(m, nn.Conv2d) for m in (*p.enter.values(), *p.leave.values()))
+    ]
     assert adapted == ["b4", "b5"]  # 96 channels against the teacher's 112
     assert isinstance(cut(model, space)[0], Place)

@@ -6,7 +6,20 @@ import math
 import pytest
 
 from dna_deploy.errors import TableError
-from dna_deploy.table import SHIPPED, Header, LatencyTable, Published, Session, VisitRow, appending, create, find_table, tables
+from dna_deploy.table import (
+    SHIPPED,
+    End,
+    Header,
+    LatencyTable,
+    PredictedRow,
+    Published,
+    Session,
+    VisitRow,
+    appending,
+    create,
+    find_table,
+    tables,
+)
 from profilers import Visit, summarize
 
 KEY = "conv(hw=8, cin=3, cout=4, kernel=1)"
@@ -84,6 +97,10 @@ def test_a_cut_last_line_is_named_and_repaired_by_the_next_writer(path):
         ('{"key": "a", "latency_ms": 1.0, "std_ms": null, "n": 1, "note": "x"}', "note"),
         ('{"key": "a", ', "not JSON"),
         ('["a"]', "expected an object"),
+        ('{"key": "a", "round": 0, "ns": [NaN]}', "ns"),
+        ('{"key": "a", "round": 0, "ns": [-5]}', "zero or less"),
+        ('{"key": "a", "predicted_ms": 1.0, "low_ms": 2.0, "high_ms": 3.0, "measured": 20, "sources": []}', "own interval"),
+        ('{"key": "a", "predicted_ms": 1.0, "low_ms": 0.5, "high_ms": 3.0, "measured": 20}', "sources"),
     ],
 )
 def test_a_broken_row_is_named_with_its_line(path, line, says):
@@ -107,6 +124,41 @@ def test_duplicates_another_schema_and_no_file_are_refused(path, tmp_path):
         LatencyTable.load(path)
     with pytest.raises(TableError, match="cannot be read"):
         LatencyTable.load(tmp_path / "none.jsonl")
+
+
+def test_two_tables_in_one_file_and_a_row_gathered_twice_are_refused(path):
+    _fill(path)
+    with appending(path) as out:
+        out.compact()
+    whole = path.read_text()
+    other = json.dumps({**json.loads(whole.splitlines()[0]), "target": "phone"}) + "\n"
+    path.write_text(whole + other + whole.splitlines()[2] + "\n")
+    with pytest.raises(TableError, match=r"line 5: a second header, of 'phone'.*do not mix"):
+        LatencyTable.load(path)
+    path.write_text(whole + whole.splitlines()[2] + "\n")
+    with pytest.raises(TableError, match=r"conv\(hw=8.*twice"):
+        LatencyTable.load(path)
+
+
+def test_a_predicted_row_stands_apart_from_what_was_measured(path):
+    _fill(path)
+    guess = PredictedRow("third", 2.0, 1.5, 2.5, 11, ["pixel1"])
+    with appending(path) as out:
+        out.compact([guess])
+    table = LatencyTable.load(path)
+    assert "third" not in table.measurements and table.predicted == {"third": guess}
+    with appending(path) as out:
+        out.compact()
+    assert not LatencyTable.load(path).predicted
+
+
+def test_how_a_session_ended_is_kept(path):
+    _fill(path)
+    with appending(path) as out:
+        out.add(End("2026-01-01T00:02:00Z", "all 8 rounds are done", {"load": 1.5}))
+        out.compact()
+    (end,) = LatencyTable.load(path).ends
+    assert end.conditions == {"load": 1.5} and end.why == "all 8 rounds are done"
 
 
 def test_two_writers_at_once_are_refused(path):

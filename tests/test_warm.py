@@ -60,7 +60,7 @@ def test_a_narrower_edge_keeps_the_channels_that_are_read_most():
     b4, b5 = (part for part in supernet.pieces if part.piece.block.name in ("b4", "b5"))
     leave = b4.leave["d3"].weight.flatten(1)  # (112, 96): each of the student's channels goes to the teacher's it stands for
     assert leave.sum(0).tolist() == [1] * 96 and set(leave.unique().tolist()) == {0, 1}
-    assert torch.equal(b5.enter.weight.flatten(1), leave.T)
+    assert torch.equal(b5.enter["96"].weight.flatten(1), leave.T)
     into, target = edges["b4"]
     kept = leave.sum(1) == 1
     with torch.no_grad():

@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -35,6 +35,44 @@ class Latency(click.ParamType[float]):
         if float(match[1]) <= 0:
             self.fail(f"{value!r}: a latency must be greater than zero", param, ctx)
         return float(match[1]) * _UNITS_MS[match[2]]
+
+
+class DeviceLatency(click.ParamType[tuple[str | None, float]]):
+    """A latency, for the device named before it where there are several: 80ms, pixel1=80ms."""
+
+    name = "[DEVICE=]latency"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str | None, float]:
+        if isinstance(value, tuple):
+            return value
+        device, named, text = str(value).rpartition("=")
+        if named and not device:
+            self.fail(f"{value!r} names no device; expected for example pixel1=80ms", param, ctx)
+        return device or None, Latency().convert(text, param, ctx)
+
+
+class Amount(click.ParamType[float]):
+    """How many, with a power of ten: 300M, 1.2G, 500k."""
+
+    name = "amount"
+    units: ClassVar[dict[str, float]] = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
+    example = "300M or 1.2G"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", str(value).strip())
+        if match is None or match[2] not in self.units or float(match[1]) <= 0:
+            self.fail(f"{value!r} is no {self.name} I know; expected for example {self.example}", param, ctx)
+        return float(match[1]) * self.units[match[2]]
+
+
+class Bytes(Amount):
+    """Bytes with their unit: 10MB, 512kB, 2MiB."""
+
+    name = "size"
+    units: ClassVar[dict[str, float]] = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+    example = "10MB or 512kB"
 
 
 class Duration(click.ParamType[float]):

@@ -12,7 +12,7 @@ SHARE = click.FloatRange(min=0, max=1, min_open=True)
 
 @command
 @click.option("--device", default="cpu", help="Device to measure, by name; --list shows them.")
-@click.option("--space", default="mobile", help="Search space: a name, or a path ending in .py.")
+@click.option("--space", default="mobile", help="Search space: a name, a path ending in .py, or derived:TEACHER.")
 @click.option("--image-size", type=POSITIVE, default=224, help="Input side in pixels.")
 @click.option("--classes", type=POSITIVE, default=1000, help="Number of classes; a network with fewer is bounded by it.")
 @click.option(

@@ -1,22 +1,59 @@
 """dna-search: find the best network within a latency budget, and train it."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from dna_deploy.cli._command import POSITIVE, Latency, command
+from dna_deploy.cli._command import POSITIVE, Amount, Bytes, DeviceLatency, command
+
+if TYPE_CHECKING:
+    from dna_deploy.arch import Architecture
+    from dna_deploy.budget import Wish
+    from dna_deploy.predictor import LatencyPredictor
+    from dna_deploy.run import Beside, Picked
 
 
 @command
-@click.option("--latency", "budget_ms", type=Latency(), required=True, help="Budget for one image, with its unit: 80ms.")
+@click.option(
+    "--latency",
+    "latencies",
+    type=DeviceLatency(),
+    required=True,
+    multiple=True,
+    help="Budget for one image, with its unit: 80ms. For several devices at once give it several times: pixel1=80ms.",
+)
 @click.option("--device", help="Device or table the budget is for; the one profiled last if left out.")
-@click.option("--teacher", default="tf_efficientnet_lite0", help="Any timm model by name.")
+@click.option(
+    "--confidence",
+    type=click.FloatRange(0.5, 1, max_open=True),
+    help="Hold the budget to the upper bound of this confidence, such as 0.95; to the expected latency if left out.",
+)
+@click.option(
+    "--measure-top",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Measure up to this many of the best candidates on the device, correct the prediction by them and pick again.",
+)
+@click.option("--macs", type=Amount(), help="Most multiply-adds, such as 300M.")
+@click.option("--params", type=Amount(), help="Most parameters, such as 5M.")
+@click.option("--file-size", type=Bytes(), help="Most bytes of the ONNX file, such as 10MB.")
+@click.option("--memory", type=Bytes(), help="Most bytes of activations alive at once, one image in fp32, such as 2MB.")
+@click.option(
+    "--pin", "pins", multiple=True, help="[BLOCK[.LAYER]=]PATTERN: only such ops or cells there, as b2=k5e6 or b2.1=k7*."
+)
+@click.option("--ban", "bans", multiple=True, help="[BLOCK[.LAYER]=]PATTERN: no such op or cell, as k7* or b1=d1.")
+@click.option("--top", type=POSITIVE, default=1, help="Name this many of the best networks; the first is the one trained.")
+@click.option("--diverse", is_flag=True, help="With --top: each differs from better ones in at least half of the blocks.")
+@click.option(
+    "--teacher", default="tf_efficientnet_lite0", help="Any timm model by name, or a path ending in .py that defines MODEL."
+)
 @click.option("--teacher-weights", type=click.Path(path_type=Path), help="Its checkpoint: .safetensors, or a .pth state dict.")
 @click.option("--cut", help="Teacher modules to cut behind, with commas; found automatically if left out.")
 @click.option("--data", default="elpv", help="Image folder, elpv, digits, or a name timm.data reads (hfds/..., torch/...).")
 @click.option("--data-root", help="Where the files of a timm data set lie.")
-@click.option("--space", default="mobile", help="Search space: a name, or a path ending in .py.")
+@click.option("--space", default="mobile", help="Search space: a name, a path ending in .py, or auto: derived from the teacher.")
 @click.option("--image-size", type=POSITIVE, default=224, help="Input side in pixels.")
 @click.option("--run", "name", help="Run folder under runs/; named after data, space and size if left out.")
 @click.option("--teacher-epochs", type=POSITIVE, default=4, help="Fine-tuning of the teacher where its classes differ.")
@@ -27,8 +64,18 @@ from dna_deploy.cli._command import POSITIVE, Latency, command
 @click.option("--seed", default=0, help="Of everything random.")
 @click.option("--train/--no-train", "trained", default=True, help="Train the found network, or only pick it.")
 def main(
-    budget_ms: float,
+    latencies: tuple[tuple[str | None, float], ...],
     device: str | None,
+    confidence: float | None,
+    measure_top: int,
+    macs: float | None,
+    params: float | None,
+    file_size: float | None,
+    memory: float | None,
+    pins: tuple[str, ...],
+    bans: tuple[str, ...],
+    top: int,
+    diverse: bool,
     teacher: str,
     teacher_weights: Path | None,
     cut: str | None,
@@ -50,12 +97,11 @@ def main(
     All of it is kept in runs/NAME: interrupt it, and the same command goes on; another budget or device picks again from
     the same ratings. Exit codes: 0 found, 1 no network fits, 2 the request is wrong, 3 the machine failed.
     """
+    from dna_deploy.limits import Wanted
     from dna_deploy.measure import remark
-    from dna_deploy.predictor import LatencyPredictor
     from dna_deploy.progress import say, show
     from dna_deploy.run import Asked, Student
     from dna_deploy.search import finish, search
-    from dna_deploy.table import LatencyTable
 
     asked = Asked(
         teacher=teacher,
@@ -63,7 +109,7 @@ def main(
         cut=cut.split(",") if cut else [],
         data=data,
         data_root=data_root,
-        space=space,
+        space=f"derived:{teacher}" if space == "auto" else space,
         image_size=image_size,
         teacher_epochs=teacher_epochs,
         distill_epochs=distill_epochs,
@@ -71,33 +117,56 @@ def main(
         rating_images=rating_images,
         seed=seed,
     )
-    predictor = LatencyPredictor(LatencyTable.load(_table(device)))
-    found = search(asked, name, predictor, budget_ms)
+    wanted = Wanted(macs, params, file_size, memory, pins, bans, top, diverse)
+    found = search(asked, name, _wishes(latencies, device, confidence), measure_top, wanted)
     picked = found.picked
+    predictor, budget_ms = found.budgets[0].predictor, picked.budget_ms
     say(f"{found.architecture.text}")
-    say(f"predicted {picked.predicted_ms:.3g} ms on {picked.device}, budget {budget_ms:g} ms")
+    if picked.tried:
+        _tried(picked)
+    sure = f"its {confidence:.0%} upper bound is within the budget" if confidence else "expected; --confidence 0.95 holds a bound"
+    answers: list[Picked | Beside] = [picked, *picked.others]
+    for one in answers:
+        bounds = f"{one.low_ms:.3g} to {one.high_ms:.3g} ms" if one.high_ms else "no interval known"
+        say(f"predicted {one.predicted_ms:.3g} ms ({bounds}) on {one.device}, budget {one.budget_ms:g} ms: {sure}")
     say(f"the Pareto front has {len(found.front.costs)} networks: {found.pick.front}")
-    _account(predictor, found.architecture)
+    for number, other in enumerate(found.top[1:], 2):
+        say(f"{number}. best: {other.text}")
+    for budget in found.budgets:
+        _account(budget.predictor, found.architecture)
     student: Student | None = finish(found, predictor, epochs) if trained else None
     rows = [["budget", f"{budget_ms:g} ms"], ["predicted", f"{picked.predicted_ms:.3g} ms"]]
     if student is not None and student.measured_ms is not None:
         rows.append(["measured", f"{student.measured_ms:.3g} ms ({student.measured_ms / picked.predicted_ms - 1:+.1%})"])
     rows += [["multiply-adds", f"{picked.macs / 1e6:.1f} M"], ["parameters", f"{picked.params / 1e6:.2f} M"]]
+    if picked.file_bytes is not None and picked.peak_bytes is not None:
+        rows += [["file", f"{picked.file_bytes / 1e6:.2f} MB"], ["activations at once", f"{picked.peak_bytes / 1e6:.2f} MB"]]
+    rows.append(["proof", _proof(picked)])
     if student is not None:
         rows.append(["test accuracy", f"{student.test_accuracy:.2%} (teacher {student.teacher_test_accuracy:.2%})"])
     show(str(found.pick.folder), ["network found", ""], rows)
     if student is not None and (changed := remark(student.speed)):
         say(changed)
-    say(f"by multiply-adds alone it would have been: {picked.macs_rival}")
+    if picked.macs_rival:
+        say(f"by multiply-adds alone it would have been: {picked.macs_rival}")
     return {
         "folder": str(found.pick.folder),
         "network": found.architecture.text,
         "device": picked.device,
         "budget_ms": budget_ms,
+        "confidence": confidence,
         "predicted_ms": picked.predicted_ms,
+        "high_ms": picked.high_ms,
+        "others": [asdict(other) for other in picked.others],
+        "tried": [asdict(tried) for tried in picked.tried],
         "measured_ms": student.measured_ms if student else None,
         "macs": picked.macs,
         "params": picked.params,
+        "file_bytes": picked.file_bytes,
+        "peak_bytes": picked.peak_bytes,
+        "score": picked.score,
+        "bound": picked.bound,
+        "top": [other.text for other in found.top],
         "test_accuracy": student.test_accuracy if student else None,
         "teacher_test_accuracy": student.teacher_test_accuracy if student else None,
     }
@@ -119,11 +188,54 @@ def _table(device: str | None) -> Path:
     return find_table("pixel1")
 
 
-def _account(predictor: Any, architecture: Any) -> None:
+def _wishes(latencies: tuple[tuple[str | None, float], ...], device: str | None, confidence: float | None) -> "list[Wish]":
+    """One wish a device; a latency without a name is for --device, or for the device profiled last."""
+    from dna_deploy.budget import Wish
+    from dna_deploy.errors import RequestError
+    from dna_deploy.table import find_table
+
+    if len(latencies) > 1 and any(name is None for name, _ in latencies):
+        raise RequestError("several --latency: name the device of each, such as --latency pixel1=80ms --latency cpu=5ms")
+    if device is not None and any(name is not None for name, _ in latencies):
+        raise RequestError("--device and a device in --latency: give only one of them")
+    wishes = [Wish(find_table(name) if name else _table(device), ms, confidence) for name, ms in latencies]
+    twice = [wish.table.stem for wish in wishes if [other.table for other in wishes].count(wish.table) > 1]
+    if twice:
+        raise RequestError(f"--latency: {twice[0]} is given twice; give each device one budget")
+    return wishes
+
+
+def _proof(picked: "Picked") -> str:
+    """How sure it is that no network within the budgets scores better."""
+    if picked.bound is None:
+        return "none"
+    gap = picked.score - picked.bound
+    return "no network within the budgets scores better" if gap < 1e-6 else f"none scores better by more than {gap:.2g}"
+
+
+def _tried(picked: "Picked") -> None:
+    from dna_deploy.progress import say, show
+
+    devices = [picked.device, *(other.device for other in picked.others)]
+    columns = ["measured before picking", *(f"{device}: {what}" for device in devices for what in ("predicted", "measured", ""))]
+    rows = []
+    for tried in picked.tried:
+        row = [tried.network]
+        for predicted, measured in zip(tried.predicted_ms, tried.measured_ms, strict=True):
+            row += [f"{predicted:.3g} ms"]
+            row += ["not at hand", ""] if measured is None else [f"{measured:.3g} ms", f"{measured / predicted - 1:+.1%}"]
+        rows.append([*row, "fits" if tried.fits else "too slow"])
+    show("candidates", [*columns, ""], rows)
+    say(f"{len(picked.tried)} measured: {picked.tried_ended}")
+
+
+def _account(predictor: "LatencyPredictor", architecture: "Architecture") -> None:
     from dna_deploy.progress import say
 
-    estimated = predictor.estimated(architecture.ops)
-    if predictor.table.published:
-        say(f"the table is published ({predictor.table.header.source}): a sum of isolated layers, no whole network was measured")
-    for op in estimated:
+    table = predictor.table
+    account = predictor.account(architecture.ops)
+    say(f"{table.header.target}: {account.text}")
+    if table.published:
+        say(f"the table is published ({table.header.source}): a sum of isolated layers, no whole network was measured")
+    for op in account.bounded:
         say(f"estimated, not measured: {op.key} is taken as the same layer with more classes")

@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+from functools import cache
+from typing import Any
 
 from dna_deploy.errors import RequestError
 from dna_deploy.ops._op import Op
@@ -15,10 +17,9 @@ _KEY = re.compile(r"(\w+)\((.*)\)")
 def parse(key: str) -> Op:
     """The op a key stands for; `parse(op.key) == op`."""
     match = _KEY.fullmatch(key)
-    if not match or match[1] not in names("ops"):
+    if not match or match[1] not in _kinds():
         raise RequestError(f"{key!r} is no op key; expected for example 'conv(hw=224, cin=3, cout=32, kernel=3)'")
-    kind = find("ops", match[1])
-    types: dict[str, type] = {field.name: field.type for field in dataclasses.fields(kind) if isinstance(field.type, type)}
+    kind, types = _kinds()[match[1]]
     values: dict[str, object] = {}
     try:
         for item in filter(None, match[2].split(", ")):
@@ -28,3 +29,13 @@ def parse(key: str) -> Op:
     except (ValueError, KeyError, TypeError):
         raise RequestError(f"{key!r} does not fit {match[1]}({', '.join(types)})") from None
     return op
+
+
+@cache
+def _kinds() -> dict[str, tuple[Any, dict[str, type]]]:
+    """Every kind of op, by name: its class, and the type of each of its fields."""
+    kinds = {name: find("ops", name) for name in names("ops")}
+    return {
+        name: (kind, {field.name: field.type for field in dataclasses.fields(kind) if isinstance(field.type, type)})
+        for name, kind in kinds.items()
+    }

@@ -1,6 +1,7 @@
 """What every op has: its place, its costs, its module and its key."""
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -66,6 +67,16 @@ class Op(ABC):
     @abstractmethod
     def params(self) -> int:
         """Trainable parameters, BatchNorm's scale and shift among them."""
+
+    @property
+    def hidden(self) -> int:
+        """Elements of one image that stand between its own layers."""
+        return 0
+
+    @property
+    def bytes_moved(self) -> int:
+        """What one image reads and writes in float32: weights, input, output, and what is hidden, written and read again."""
+        return 4 * (self.params + math.prod(self.in_shape) + math.prod(self.out_shape) + 2 * self.hidden)
 
     @abstractmethod
     def module(self, padding: str = "") -> "nn.Module":

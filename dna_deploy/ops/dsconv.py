@@ -33,6 +33,10 @@ class DepthwiseSeparable(Op):
     def params(self) -> int:
         return self.cin * self.kernel**2 + 2 * self.cin + self.cin * self.cout + 2 * self.cout
 
+    @property
+    def hidden(self) -> int:
+        return self.cin * self.out_hw**2
+
     def module(self, padding: str = "") -> "nn.Module":
         from timm.layers import get_act_layer
         from timm.models._efficientnet_blocks import DepthwiseSeparableConv

@@ -29,7 +29,7 @@ STAGES = (  # output channels, stride of the first layer, depths to choose from
 def lay_out(image_size: int, num_classes: int) -> tuple[Block, ...]:
     stem = Conv(image_size, 3, STEM, kernel=3, stride=2)
     first = DepthwiseSeparable(stem.out_hw, STEM, FIRST, kernel=3)
-    blocks = [_single("stem", stem, first)]
+    blocks = [Block.fixed("stem", stem, first)]
     hw, channels = first.out_hw, FIRST
     for number, (width, stride, depths) in enumerate(STAGES, 1):
         leading = _choices(hw, channels, width, stride)
@@ -37,16 +37,12 @@ def lay_out(image_size: int, num_classes: int) -> tuple[Block, ...]:
         following = _choices(hw, width, width, 1)
         cells = tuple(Cell(f"d{depth}", (leading, *[following] * (depth - 1))) for depth in depths)
         blocks.append(Block(f"b{number}", cells))
-    blocks.append(_single("head", Conv(hw, channels, HEAD, kernel=1), Classifier(hw, HEAD, num_classes)))
+    blocks.append(Block.fixed("head", Conv(hw, channels, HEAD, kernel=1), Classifier(hw, HEAD, num_classes)))
     return tuple(blocks)
 
 
 def _choices(hw: int, cin: int, cout: int, stride: int) -> tuple[Op, ...]:
     return tuple(MBConv(hw, cin, cout, kernel, expand, stride) for kernel in KERNELS for expand in EXPANSIONS)
-
-
-def _single(name: str, *ops: Op) -> Block:
-    return Block(name, (Cell("only", tuple((op,) for op in ops)),))
 
 
 SPACE = Space("mobile", smallest_image=32, lay_out=lay_out)

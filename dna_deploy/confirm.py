@@ -1,0 +1,75 @@
+"""Measure the networks the prediction calls best, correct the prediction by them, and pick again until the two agree."""
+
+import statistics
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+AGREE = 0.02  # of predicted and measured, relative
+
+Choices = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A candidate that was measured, on each device in turn; None where the device is not at hand."""
+
+    network: str
+    predicted_ms: list[float]  # with what the candidates before it had taught
+    measured_ms: list[float | None]
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    choices: Choices
+    factors: list[float]  # that the predictions for each device are multiplied with from now on
+    tried: list[Tried]
+    ended: str
+
+
+def confirm(
+    count: int,
+    budgets_ms: Sequence[float],
+    *,
+    best: Callable[[Sequence[float], Collection[Choices]], Choices | None],
+    predict: Callable[[Choices], Sequence[float]],
+    measure: Callable[[Choices, Sequence[float]], Sequence[float | None]],
+    name: Callable[[Choices], str],
+) -> Confirmed | None:
+    """Measure up to `count` networks; None where not even the predictions know one that fits.
+
+    `best` gives the best network that fits with predictions scaled by factors, but for some excluded ones; `predict` its
+    latency on each device by the table alone; `measure` the measured one. Candidates of a search are those whose prediction
+    is luckiest, so their own measurements correct it better than networks drawn at random do.
+    """
+    factors = [1.0] * len(budgets_ms)
+    ratios: list[list[float]] = [[] for _ in budgets_ms]
+    tried: dict[Choices, Tried] = {}
+    over: list[Choices] = []
+    fitting: list[Choices] = []
+    ended = f"all {count} candidates are measured"
+    while len(tried) < count:
+        choices = best(factors, over)
+        if choices is None:
+            ended = "no other network fits by what was measured"
+            break
+        if choices in tried:
+            ended = "the best of those that may fit is measured and fits"
+            break
+        plain = predict(choices)
+        predicted = [ms * factor for ms, factor in zip(plain, factors, strict=True)]
+        measured = measure(choices, predicted)
+        fits = all(ms is None or ms <= budget for ms, budget in zip(measured, budgets_ms, strict=True))
+        tried[choices] = Tried(name(choices), predicted, list(measured), fits)
+        (fitting if fits else over).append(choices)
+        pairs = [(ms, guess) for ms, guess in zip(measured, predicted, strict=True) if ms is not None]
+        for own, ms, table_ms in zip(ratios, measured, plain, strict=True):
+            if ms is not None:
+                own.append(ms / table_ms)
+        factors = [statistics.median(own) if own else 1.0 for own in ratios]
+        if fits and all(abs(ms / guess - 1) <= AGREE for ms, guess in pairs):
+            ended = f"predicted and measured agree within {AGREE:.0%}"
+            break
+    # the last that fits is the best known one: each was picked with more known than those before it
+    chosen = fitting[-1] if fitting else best(factors, over)
+    return None if chosen is None else Confirmed(chosen, factors, list(tried.values()), ended)

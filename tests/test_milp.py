@@ -1,0 +1,80 @@
+"""Several budgets at once, several networks, matching widths: the integer program against brute force."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dna_deploy.milp import Program, best
+
+
+def _networks(program):
+    """(score, choices) of every network that is allowed, best first."""
+    found = []
+    for choices in itertools.product(*(range(len(score)) for score in program.scores)):
+        links = [link[index] for link, index in zip(program.links, choices, strict=True)]
+        fits = all(a[1] == b[0] for a, b in itertools.pairwise(links))
+        total = sum(cost[index] for cost, index in zip(program.costs, choices, strict=True))
+        if fits and (total <= program.limits).all():
+            found.append((sum(score[i] for score, i in zip(program.scores, choices, strict=True)), choices))
+    return sorted(found)
+
+
+@st.composite
+def programs(draw):
+    """Up to four blocks of up to five candidates, three budgets, two widths; whole numbers, so that ties and limits are met."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    sizes = rng.integers(1, 6, draw(st.integers(1, 4)))
+    return Program(
+        [rng.integers(-9, 10, size).astype(float) for size in sizes],
+        [rng.integers(0, 10, (size, 3)).astype(float) for size in sizes],
+        [rng.integers(0, draw(st.integers(1, 2)), (size, 2)) for size in sizes],
+        rng.integers(1, 9 * len(sizes) + 1, 3).astype(float),
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(programs())
+def test_the_optimum_is_that_of_brute_force_and_is_proven(program):
+    expected, found = _networks(program), best(program)
+    assert len(found) == min(1, len(expected))
+    if found:
+        assert found[0].score == expected[0][0] and (found[0].score, found[0].choices) in expected
+        assert found[0].gap <= 1e-6
+
+
+@settings(max_examples=60, deadline=None)
+@given(programs(), st.integers(1, 3))
+def test_each_further_network_is_the_best_that_differs_enough(program, apart):
+    remaining = _networks(program)
+    for found in best(program, count=4, apart=apart):
+        assert found.score == remaining[0][0] and (found.score, found.choices) in remaining
+        remaining = [(s, c) for s, c in remaining if sum(a != b for a, b in zip(c, found.choices, strict=True)) >= apart]
+    if len(best(program, count=4, apart=apart)) < 4:
+        assert not remaining
+
+
+def test_candidates_left_out_at_first_are_brought_in():
+    """More candidates than enter the first program, and nothing among them fits: only the largest score does."""
+    score = np.arange(500.0)
+    cost = np.where(score == 499, 1.0, 3.0)[:, None]
+    link = np.zeros((500, 2), int)
+    (found,) = best(Program([score, score], [cost, cost], [link, link], np.array([2.0])))
+    assert found.choices == (499, 499) and found.gap == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_sampled_network_is_never_better_on_a_large_instance(seed):
+    rng = np.random.default_rng(seed)
+    sizes = [40, 300, 500, 200]
+    costs = [rng.random((size, 4)) + 0.2 for size in sizes]
+    scores = [-cost.sum(1) + 0.3 * rng.standard_normal(len(cost)) for cost in costs]
+    links = [np.zeros((size, 2), int) for size in sizes]
+    limits = np.full(4, 2.4)
+    (found,) = best(Program(scores, costs, links, limits))
+    drawn = [rng.integers(size, size=200_000) for size in sizes]
+    total = sum(cost[at] for cost, at in zip(costs, drawn, strict=True))
+    score = sum(values[at] for values, at in zip(scores, drawn, strict=True))
+    assert found.gap <= 1e-6 and score[(total <= limits).all(1)].min() >= found.score

@@ -1,0 +1,181 @@
+"""The first recipe on a simulated device of known speed: what does not fit the time is predicted, and says so."""
+
+import json
+import random
+
+import pytest
+
+from dna_deploy import profile as recipe
+from dna_deploy.arch import Architecture
+from dna_deploy.errors import RequestError, TableError
+from dna_deploy.ops import parse
+from dna_deploy.plugins import find
+from dna_deploy.predictor import LatencyPredictor, open_predictor
+from dna_deploy.profile import Pace, affordable, profile, wanted
+from dna_deploy.table import LatencyTable
+from profilers import Device, Plan, Stop, Visit, protocol
+
+DEVICE = Device("sim", "host")
+
+
+def true_ms(key):
+    """Of an op: 20 us and a time for its multiply-adds and bytes; of a network: 0.95 of the sum."""
+    if Architecture.is_key(key):
+        return 0.95 * sum(true_ms(op.key) for op in Architecture.parse(key).ops)
+    op = parse(key)
+    return 0.02 + 2e-8 * op.macs + 2e-7 * op.bytes_moved * (1.2 if getattr(op, "kernel", 3) > 3 else 1.0)
+
+
+class Clock:
+    """Time as the device spends it, so that nothing depends on how busy the machine of the test is."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+
+class Simulated:
+    """Visits take `visit_s` each; `slow` is its slowness in a round."""
+
+    def __init__(self, visit_s=0.0, slow=lambda round: 1.0):
+        self.visit_s, self.slow, self.clock = visit_s, slow, Clock()
+
+    def environment(self, device):
+        return {"runtime": "simulated 1"}
+
+    def conditions(self, device):
+        return {"load": 0.25}
+
+    def visits(self, device, models, plan):
+        rng = random.Random(0)
+        for round in range(plan.rounds):
+            for key in plan.order([model.key for model in models], round):
+                self.clock.now += self.visit_s
+                ms = true_ms(key) * self.slow(round)
+                yield Visit(key, round, tuple(int(1e6 * ms * rng.uniform(1, 1.004)) for _ in range(plan.runs)))
+
+
+@pytest.fixture
+def simulate(monkeypatch):
+    def use(simulated):
+        monkeypatch.setattr(recipe, "find_profiler", lambda device: simulated)
+        monkeypatch.setattr(recipe, "time", simulated.clock)
+        monkeypatch.setattr(protocol, "time", simulated.clock)
+        return simulated
+
+    return use
+
+
+@pytest.fixture(scope="module")
+def mobile():
+    return find("spaces", "mobile").at(64, 10)
+
+
+def test_what_fits_is_measured_whole(workdir, simulate, tiny):
+    simulate(Simulated())
+    done = profile(DEVICE, tiny, workdir / "t.jsonl", validate=10, plan=Plan(rounds=12), stop=Stop(seconds=60))
+    assert done.account.measured == len(tiny.ops) and not done.account.predicted and not done.table.predicted
+    assert "within 2.0%" in done.ended
+    (session,), (end,) = done.table.sessions, done.table.ends
+    assert end.why == done.ended and session.conditions == end.conditions == {"load": 0.25}
+
+
+def test_what_does_not_fit_is_predicted_and_never_counts_as_measured(workdir, simulate, mobile):
+    simulate(Simulated(visit_s=0.004))
+    path = workdir / "t.jsonl"
+    done = profile(DEVICE, mobile, path, validate=0, plan=Plan(rounds=9), stop=Stop(seconds=1.6, halfwidth=1e-9))
+    account = done.account
+    assert 10 <= account.measured < len(mobile.ops) and account.measured + len(account.predicted) == len(mobile.ops)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    predicted = {row["key"]: row for row in rows if "predicted_ms" in row}
+    assert set(predicted) == {op.key for op in account.predicted}
+    errors = [abs(row["predicted_ms"] / true_ms(key) - 1) for key, row in predicted.items()]
+    assert sum(errors) / len(errors) < 0.10
+    assert all(
+        row["low_ms"] < row["predicted_ms"] < row["high_ms"] and row["measured"] == account.measured for row in predicted.values()
+    )
+    table = LatencyTable.load(path)
+    assert set(table.predicted) == set(predicted)
+    enough = {key for key, found in table.measurements.items() if found.rounds >= 6}
+    assert not enough & set(predicted)
+    searching = open_predictor(path, mobile.ops)
+    searching.require(mobile)
+    arch = Architecture(mobile, tuple(block.candidates[-1] for block in mobile.blocks))
+    found = searching.network(arch.ops)
+    assert found.low_ms < sum(true_ms(op.key) for op in arch.ops) < found.high_ms
+
+    simulate(Simulated())  # the same command again, with time enough: predicted rows are measured, none is left
+    done = profile(DEVICE, mobile, path, validate=0, plan=Plan(rounds=9), stop=Stop(seconds=60, halfwidth=1e-9))
+    assert done.account.measured == len(mobile.ops) and not LatencyTable.load(path).predicted
+    assert "predicted_ms" not in path.read_text()
+
+
+def test_more_measurements_make_new_predictions(workdir, simulate, mobile):
+    simulate(Simulated(visit_s=0.004))
+    path = workdir / "t.jsonl"
+    stop = Stop(seconds=1.5, halfwidth=1e-9)
+    first = profile(DEVICE, mobile, path, validate=0, plan=Plan(rounds=9), stop=stop)
+    second = profile(DEVICE, mobile, path, validate=0, plan=Plan(rounds=9), stop=stop)
+    assert second.account.measured > first.account.measured
+    rows = second.table.predicted.values()
+    assert all(row.measured == second.account.measured for row in rows)
+
+
+def test_a_time_too_short_says_how_much_is_needed_and_keeps_what_was_taken(workdir, simulate, mobile):
+    simulate(Simulated(visit_s=0.02))
+    path = workdir / "t.jsonl"
+    with pytest.raises(RequestError, match=r"at least 10 are needed.*give --budget \d+s"):
+        profile(DEVICE, mobile, path, validate=0, plan=Plan(), stop=Stop(seconds=1.0))
+    assert sum(map(len, LatencyTable.load(path).visits.values())) >= 5
+
+
+def test_a_third_of_the_time_goes_to_whole_networks(mobile):
+    models = wanted(mobile, 20)
+    pace = Pace(setup_s=0.0, visit_s=0.02, op_s=0.01, network_s=0.1)
+    chosen = affordable(models, pace, 30.0, Stop(min_rounds=8))
+    networks = [model for model in chosen if Architecture.is_key(model.key)]
+    assert len(networks) == 12  # 10 s of 8 rounds of 0.1 s
+    ops = [model for model in chosen if model not in networks]
+    assert len(ops) == len(mobile.ops)  # 20.4 s of 8 rounds of 10 ms are more than there are
+    chosen = affordable(models, pace, 6.0, Stop(min_rounds=8))
+    assert not any(Architecture.is_key(model.key) for model in chosen)  # two networks would teach nothing
+    predictor_kinds = {parse(model.key).kind for model in affordable(models, pace, 1.0, Stop(min_rounds=8))}
+    assert predictor_kinds == {op.kind for op in mobile.ops}  # the ends of every feature, so nothing is extrapolated
+
+
+def test_a_device_that_throttles_half_way_is_seen_through(workdir, simulate, tiny):
+    simulate(Simulated(slow=lambda round: 1.0 if round < 14 else 1.6))
+    plan = Plan(rounds=24, anchor_every=4)
+    done = profile(DEVICE, tiny, workdir / "t.jsonl", validate=0, plan=plan, stop=Stop(seconds=60, halfwidth=1e-9))
+    for op in tiny.ops:
+        assert done.table.measurements[op.key].latency_ms == pytest.approx(true_ms(op.key), rel=0.01)
+        assert done.table.measurements[op.key].rounds == 14  # the others are kept in the file, and rejected
+
+
+def test_a_device_that_warms_up_is_waited_for(workdir, simulate, tiny):
+    simulate(Simulated(slow=lambda round: 1 + 0.36 * 0.5**round))
+    plan = Plan(rounds=16, anchor_every=4)
+    done = profile(DEVICE, tiny, workdir / "t.jsonl", validate=0, plan=plan, stop=Stop(seconds=60, halfwidth=1e-9))
+    found = done.table.measurements[tiny.ops[0].key]
+    assert found.rounds == 13 and found.latency_ms == pytest.approx(true_ms(tiny.ops[0].key), rel=0.01)  # 36, 18, 9 %
+
+
+def test_rows_of_another_runtime_are_refused(workdir, simulate, tiny):
+    path = workdir / "t.jsonl"
+    simulate(Simulated())
+    profile(DEVICE, tiny, path, validate=0, plan=Plan(rounds=8), stop=Stop(seconds=60))
+    other = simulate(Simulated())
+    other.environment = lambda device: {"runtime": "simulated 2"}
+    with pytest.raises(TableError, match="measured with runtime = simulated 1, now it is simulated 2"):
+        profile(DEVICE, tiny, path, validate=0, plan=Plan(rounds=8), stop=Stop(seconds=60), again=True)
+
+
+def test_a_reading_of_one_round_is_not_taken_for_a_measurement(workdir, simulate, tiny):
+    simulate(Simulated())
+    path = workdir / "t.jsonl"
+    done = profile(DEVICE, tiny, path, validate=0, plan=Plan(rounds=1), stop=Stop(seconds=60))
+    assert done.account.measured == 0 and len(done.account.unknown) == len(tiny.ops)
+    with pytest.raises(TableError, match="no row for"):
+        LatencyPredictor(done.table).op_ms(tiny.ops[0])
