@@ -37,7 +37,13 @@ def started(name):
     supernet = Supernet(space, teacher)
     count = warm_start(supernet, teacher)
     features = teacher.features(images)
-    return supernet.eval(), count, dict(zip([p.piece.block.name for p in supernet.pieces], zip([images, *features[:-1]], features, strict=True), strict=True))
+    return (
+        supernet.eval(),
+        count,
+        dict(
+            zip([p.piece.block.name for p in supernet.pieces], zip([images, *features[:-1]], features, strict=True), strict=True)
+        ),
+    )
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "efficientnet_lite0"])
@@ -68,7 +74,9 @@ def test_a_narrower_edge_keeps_the_channels_that_are_read_most():
         first = b4.op(0, b4.piece.block.candidate("d1: k5e6").ops[0])(into)
     reader = dict(b5.places())[0, b5.piece.block.candidate("d1: k5e6").ops[0]]
     assert reader.conv_pw.weight.shape == (96 * 6, 96, 1, 1) and first.shape[1] == 96
-    assert noise_to_signal(found[:, kept], target[:, kept]) < 0.7 * noise_to_signal(torch.zeros_like(found[:, kept]), target[:, kept])
+    assert noise_to_signal(found[:, kept], target[:, kept]) < 0.7 * noise_to_signal(
+        torch.zeros_like(found[:, kept]), target[:, kept]
+    )
 
 
 def layer(cin, cout, kernel, expand, stride=1):
@@ -90,7 +98,9 @@ def test_fewer_hidden_channels_are_those_with_the_largest_weights():
 
 
 @pytest.mark.parametrize(
-    "own", [layer(8, 8, 3, 2, stride=2), layer(8, 12, 3, 2), layer(6, 8, 3, 2), layer(8, 8, 3, 3)], ids=["stride", "out", "in", "wider"]
+    "own",
+    [layer(8, 8, 3, 2, stride=2), layer(8, 12, 3, 2), layer(6, 8, 3, 2), layer(8, 8, 3, 3)],
+    ids=["stride", "out", "in", "wider"],
 )
 def test_what_does_not_fit_is_left_alone(own):
     assert _fitted(_weighted(own), _weighted(layer(8, 8, 3, 2)), {}, {}) is None
