@@ -1,14 +1,14 @@
 """The package that is shipped: a folder that says what is in it, proves it, and runs with numpy and onnxruntime alone.
 
-    manifest.json        what the bundle is, made from what, with the SHA-256 of every other file
-    model.*              the network in its format, and portable.onnx: the same in fp32 ONNX, where that is not the format
-    preprocessing.json   from an image file to the input; preprocess.onnx does the part behind resizing as a graph
-    labels.json          one name a class
-    golden.npz           a few images (N, H, W, 3) uint8, and what each model answered to them
-    verification.json    every step of the export against the one before; verification.npz: all logits behind it
-    latency.json         predicted and measured, with the environment
-    LICENCES.md          of the teacher and the data
-    example.py           20 lines that check the files, run the golden images and say what they show
+manifest.json        what the bundle is, made from what, with the SHA-256 of every other file
+model.*              the network in its format, and portable.onnx: the same in fp32 ONNX, where that is not the format
+preprocessing.json   from an image file to the input; preprocess.onnx does the part behind resizing as a graph
+labels.json          one name a class
+golden.npz           a few images (N, H, W, 3) uint8, and what each model answered to them
+verification.json    every step of the export against the one before; verification.npz: all logits behind it
+latency.json         predicted and measured, with the environment
+LICENCES.md          of the teacher and the data
+example.py           20 lines that check the files, run the golden images and say what they show
 """
 
 import stat
@@ -35,11 +35,11 @@ Run = Callable[[Array], Array]
 SCHEMA = "dna-deploy/bundle/1"
 GOLDEN = 8  # images
 LARGEST_BYTES = 4 << 30  # of an unpacked zip
-# Largest difference of a golden logit on another machine, in units of the logits' spread. fp32 differs by the order of its sums; int8
-# also by the instructions a processor has: without VNNI, products of two 8-bit numbers saturate in pairs.
+# Largest difference of a golden logit on another machine, in units of the logits' spread. fp32 differs by the order of its
+# sums; int8 also by the instructions a processor has: without VNNI, products of two 8-bit numbers saturate in pairs.
 TOLERANCES = {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.5, "int8": 0.5}
 
-EXAMPLE = '''"""Checks this bundle and classifies its golden images; needs numpy and onnxruntime, nothing else: python example.py"""
+EXAMPLE = '''"""Checks this bundle and classifies its golden images; needs only numpy and onnxruntime: python example.py"""
 import hashlib, json, sys
 from pathlib import Path
 import numpy, onnxruntime
@@ -136,7 +136,10 @@ def write_bundle(
     made_from: Mapping[str, str | int | float | None],
     licences: Mapping[str, str],
 ) -> Manifest:
-    """Complete `folder`, which holds the models and the verification, into a bundle. `images` are (N, 3, H, W) as the network takes them."""
+    """Complete `folder`, which holds the models and the verification, into a bundle.
+
+    `images` are (N, 3, H, W) as the network takes them; the golden ones are their pixels.
+    """
     from importlib.metadata import version
 
     if len(contract.labels) != _classes(portable):
@@ -238,7 +241,9 @@ def _unpack(path: Path, folder: Path) -> None:
                 if not _inside(entry.filename) or stat.S_ISLNK(entry.external_attr >> 16):
                     raise RequestError(f"{path}: {entry.filename!r} leads outside the bundle; it was not unpacked")
             if sum(entry.file_size for entry in entries) > LARGEST_BYTES:
-                raise RequestError(f"{path}: more than {LARGEST_BYTES >> 30} GiB when unpacked; unpack it yourself and give the folder")
+                raise RequestError(
+                    f"{path}: more than {LARGEST_BYTES >> 30} GiB when unpacked; unpack it yourself and give the folder"
+                )
             archive.extractall(folder)
     except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
         raise RequestError(f"{path}: not a whole zip ({error}); was it cut off? copy it again") from error

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from dna_deploy.exporters.onnx import SCOPES
+
 if TYPE_CHECKING:
     import onnx
     from torch import nn
@@ -27,7 +29,6 @@ Run = Callable[["onnx.ModelProto", Mapping[str, Array]], dict[str, Array]]  # al
 
 MARKS = 64  # extra outputs at a time: what bounds the memory
 GIVEN = "::given"  # ending of the name under which the reference's value of a tensor enters the suspect
-SCOPES = "pkg.torch.onnx.name_scopes"
 HANDED_ON = ("Cast", "Identity", "QuantizeLinear", "DequantizeLinear")  # the same tensor in another type
 
 # One rounding error relative to the value, and by how many times what was measured a tensor may be off. Clean exports stay below
@@ -238,7 +239,7 @@ def locate(
         given = {pair.suspect: right[pair.reference] for pair in (*boundary, *marks)}
         found = run(_cut(suspect, given, [pair.suspect for pair in marks], types), _entering(given, types))
         noise = _rounding(noisy, marks, boundary, right, precision, found if reference.graph is None else None)
-        runs, most = runs + 3, max(most, len(wanted), len(marks))
+        runs, most = runs + 3, max(most, len(set(wanted) - set(inputs)), len(marks))
         if searched is pairs:  # marks alone must not change what is looked for
             plain, beside = run(suspect, inputs), run(_marked(suspect, [pair.suspect for pair in marks]), inputs)
             runs += 2
@@ -251,7 +252,9 @@ def locate(
                 for name in outputs
             )
         wrong = [
-            pair for pair in marks if not _off(given[pair.suspect], found[pair.suspect], noise[pair.suspect]).max() <= TIMES[precision]
+            pair
+            for pair in marks
+            if not _off(given[pair.suspect], found[pair.suspect], noise[pair.suspect]).max() <= TIMES[precision]
         ]
         if not wrong or fused_only:
             break
@@ -499,7 +502,9 @@ def _describe(model: "onnx.ModelProto", pair: Pair, right: Array, found: Array, 
     off = _off(right, found, noise)
     channel = int(off.argmax())
     axis = (2 if right.ndim == 3 else 1) if right.ndim > 1 else 0
-    here = (_plain(right), _plain(found)) if right.ndim < 2 else tuple(_plain(side).take(channel, axis) for side in (right, found))
+    here = (
+        (_plain(right), _plain(found)) if right.ndim < 2 else tuple(_plain(side).take(channel, axis) for side in (right, found))
+    )
     gap = np.abs(here[1] - here[0])
     worst = np.unravel_index(int(np.where(np.isfinite(gap), gap, np.inf).argmax()), gap.shape)
     sides = [Side(float(part.mean()), float(part.min()), float(part.max()), float(part[worst])) for part in here]

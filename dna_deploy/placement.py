@@ -29,7 +29,9 @@ def placement(path: Path, provider: str) -> Placement | None:
         raise MachineError("ONNX Runtime is not installed: pip install onnxruntime") from None
     available = onnxruntime.get_available_providers()
     if provider not in available:
-        raise MachineError(f"{provider} is not in this ONNX Runtime, which has {', '.join(available)}; install the package with it")
+        raise MachineError(
+            f"{provider} is not in this ONNX Runtime, which has {', '.join(available)}; install the package with it"
+        )
     if not hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
         return None
     options = onnxruntime.SessionOptions()

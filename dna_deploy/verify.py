@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from dna_deploy.files import sha256, write_atomic
 from dna_deploy.errors import RequestError
+from dna_deploy.files import sha256, write_atomic
 from dna_deploy.measure import Latency
 from dna_deploy.placement import Placement, placement
 from dna_deploy.progress import bar
@@ -97,6 +97,14 @@ class Comparison:
     accuracy: Paired | None  # None where nobody knows the right answers
     ok: bool
 
+    @property
+    def accuracy_before(self) -> float | None:
+        return None if self.accuracy is None else self.accuracy.accuracy_before
+
+    @property
+    def accuracy_after(self) -> float | None:
+        return None if self.accuracy is None else self.accuracy.accuracy_after
+
 
 @dataclass(frozen=True)
 class Link:
@@ -152,8 +160,9 @@ def compare(before: Step, reference: Array, step: Step, inputs: Inputs, largest_
     logits = outputs(step, inputs, largest_batch)
     comparisons = [judge(reference, logits, labels, largest_batch, limits)]
     edges = edge_inputs(inputs.at(range(min(FEW, inputs.count))))
-    edges = edges[:largest_batch]
-    comparisons.append(judge(before.run(edges), step.run(edges), None, len(edges), limits, float(reference.std())))
+    asked = Inputs("edge inputs", len(edges), lambda places: edges[list(places)], None)
+    right, found = (outputs(part, asked, largest_batch) for part in (before, step))
+    comparisons.append(judge(right, found, None, largest_batch, limits, float(reference.std())))
     for batch in SMALL_BATCHES:
         some = outputs(step, inputs, batch, FEW)
         few = None if labels is None else labels[: len(some)]
@@ -232,9 +241,7 @@ def paired(right_before: Array, right_after: Array) -> Paired:
     a, b, n = lost + 0.5, gained + 0.5, count + 2.0
     middle = (a - b) / n
     reach = 1.96 * float(np.sqrt(a + b - (a - b) ** 2 / n)) / n
-    return Paired(
-        float(right_before.mean()), float(right_after.mean()), lost, gained, p_value, middle - reach, middle + reach
-    )
+    return Paired(float(right_before.mean()), float(right_after.mean()), lost, gained, p_value, middle - reach, middle + reach)
 
 
 def edge_inputs(images: Array) -> Array:
