@@ -50,7 +50,9 @@ for name, file in manifest["files"].items():
         sys.exit(f"{name}: not the file that was shipped")
 labels = json.loads((here / "labels.json").read_text(encoding="utf-8"))
 golden = numpy.load(here / "golden.npz")
-run = lambda name, image: onnxruntime.InferenceSession(here / name).run(None, {"input": image})[0]
+def run(name, x):
+    session = onnxruntime.InferenceSession(here / name)
+    return session.run(None, {session.get_inputs()[0].name: x})[0]
 images = golden["images"]  # (N, height, width, RGB) uint8, resized and cropped as preprocessing.json says
 logits = run(manifest["portable"], run("preprocess.onnx", images))
 for place, answer in enumerate(logits.argmax(1)):
@@ -190,20 +192,24 @@ def prefix_graph(contract: Contract) -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 
     size = contract.image_size
-    steps = [
-        helper.make_node("Cast", ["input"], ["pixels"], "pixels", to=TensorProto.FLOAT),
-        helper.make_node("Sub", ["pixels", "mean"], ["centred"], "centred"),
-        helper.make_node("Div", ["centred", "std"], ["scaled"], "scaled"),
-        helper.make_node("Transpose", ["scaled"], ["normalised"], "normalised", perm=[0, 3, 1, 2]),
+    chain = [
+        ("Cast", "pixels", [], {"to": TensorProto.FLOAT}),
+        ("Sub", "centred", ["mean"], {}),
+        ("Div", "scaled", ["std"], {}),
+        ("Transpose", "normalised", [], {"perm": [0, 3, 1, 2]}),
     ]
+    nodes, at = [], "image"
+    for op, name, more, settings in chain:
+        into, at = at, f"preprocess.{name}"
+        nodes.append(helper.make_node(op, [into, *(f"preprocess.{part}" for part in more)], [at], at, **settings))
     weights = [
-        numpy_helper.from_array(np.array(values, np.float32) * np.float32(255), name)
+        numpy_helper.from_array(np.array(values, np.float32) * np.float32(255), f"preprocess.{name}")
         for name, values in (("mean", contract.mean), ("std", contract.std))
     ]
-    image = helper.make_tensor_value_info("input", TensorProto.UINT8, ["batch", size, size, 3])
-    output = helper.make_tensor_value_info("normalised", TensorProto.FLOAT, ["batch", 3, size, size])
-    graph = helper.make_graph(steps, "preprocess", [image], [output], weights)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", size, size, 3])
+    output = helper.make_tensor_value_info(at, TensorProto.FLOAT, ["batch", 3, size, size])
+    graph = helper.make_graph(nodes, "preprocess", [image], [output], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
     return bytes(model.SerializeToString(deterministic=True))
 
 
@@ -353,7 +359,7 @@ def _onnx_run(path: Path) -> Run:
         raise CheckFailed(f"{path}: ONNX Runtime refuses it: {_first_line(error)}") from None
 
     def run(images: Array) -> Array:
-        found: Array = session.run(None, {"input": images})[0]
+        found: Array = session.run(None, {session.get_inputs()[0].name: images})[0]
         return found
 
     return run

@@ -230,6 +230,8 @@ def locate(
     runs, most, boundary, searched = 0, 0, [Pair(name, name) for name in inputs], pairs
     changed, fused_only = 0.0, False
     bad: tuple[Pair, Array, Array, Array] | None = None
+    if reference.graph is not None and (other := _other_shape(reference.graph, suspect, pairs)) is not None:
+        return Search(_describe(suspect, *other), len(pairs), 0, 0, 0.0, False)
     while True:
         room = MARKS - len({pair.reference for pair in boundary} - set(inputs))
         marks = _spread(searched, room)
@@ -463,15 +465,30 @@ def _by_name(suspect: "onnx.ModelProto", known: set[str]) -> list[Pair]:
 
 
 def _signatures(model: "onnx.ModelProto") -> list[tuple[str, tuple[Any, ...]]]:
-    """Every computed tensor with its op and shape; the batch is the same in both graphs and left out."""
+    """Every computed tensor with its op and shape."""
+    shapes = _shapes(model)
+    return [(name, (node.op_type, shapes.get(name))) for node in model.graph.node for name in node.output if name]
+
+
+def _shapes(model: "onnx.ModelProto") -> dict[str, tuple[int, ...]]:
+    """Of every tensor where it is known, without the batch: that is the same in both graphs."""
     import onnx
 
     graph = onnx.shape_inference.infer_shapes(model).graph
-    shapes = {
-        value.name: tuple(size.dim_value for size in value.type.tensor_type.shape.dim)
-        for value in (*graph.value_info, *graph.output)
-    }
-    return [(name, (node.op_type, shapes.get(name, ())[1:])) for node in graph.node for name in node.output if name]
+    described = (*graph.value_info, *graph.output)
+    return {value.name: tuple(size.dim_value for size in value.type.tensor_type.shape.dim)[1:] for value in described}
+
+
+def _other_shape(
+    reference: "onnx.ModelProto", suspect: "onnx.ModelProto", pairs: Sequence[Pair]
+) -> tuple[Pair, Array, Array, Array] | None:
+    """The first tensor whose shape alone is wrong: no value of the reference could be put in there."""
+    right, found = _shapes(reference), _shapes(suspect)
+    for pair in pairs:
+        shapes = right.get(pair.reference, ()), found.get(pair.suspect, ())
+        if all(shapes) and 0 not in (*shapes[0], *shapes[1]) and shapes[0] != shapes[1]:
+            return pair, np.zeros(shapes[0]), np.zeros(shapes[1]), np.zeros(1)
+    return None
 
 
 def _scopes(node: "onnx.NodeProto") -> list[str]:
