@@ -8,8 +8,8 @@ trained on. Then 40 clean exports: ten random networks of `mobile`, each exporte
 Runtime and quantized to int8. Nothing of them may raise an alarm.
 
 A fault is harmful where it changes the class of any test image against the clean export of the same precision, and in int8,
-where rounding alone does that, where it costs more than half a point of accuracy. It is detected where the verification fails. The
-tensor is looked for whether or not it is detected. Takes about 15 minutes on one core. Each fault is a line of
+where rounding alone does that, where it costs more than half a point of accuracy. It is detected where the verification
+fails. The tensor is looked for whether or not it is detected. Takes about 15 minutes on one core. Each fault is a line of
 benchmarks/results/faults.jsonl as it is done; interrupted, the same command goes on.
 """
 
@@ -18,6 +18,7 @@ import math
 import random
 import tempfile
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ from dna_deploy.checkpoint import load_checkpoint
 from dna_deploy.data import Images, load_split, open_source
 from dna_deploy.exporters._exporter import Contract, Options
 from dna_deploy.files import read_json
-from dna_deploy.locate import MARKS, Graph, locate, onnxruntime_run
+from dna_deploy.locate import MARKS, Graph, locate
 from dna_deploy.plugins import find
 from dna_deploy.run import Pick, TeacherReport
 from dna_deploy.teacher import untrained
@@ -44,7 +45,7 @@ SEARCHED = 8  # images that the search runs on
 KINDS = ["weight", "padding", "channels", "BatchNorm eps", "activation", "Q/DQ", "transposed input", "mean or std"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """A clean network with its preprocessing in front, in fp32 and int8, and what it answers to the test images."""
 
@@ -54,6 +55,10 @@ class Case:
     quantized: onnx.ModelProto
     images: np.ndarray  # (N, H, W, 3) uint8
     labels: np.ndarray
+
+    @cached_property
+    def logits(self):
+        return {"fp32": answers(self.graph, self.images), "int8": answers(self.quantized, self.images)}
 
 
 def answers(model, images, batch=64):
@@ -165,7 +170,7 @@ def wrong_eps(case, model, rng):
     norms = [(node, known[scope]) for node in convolutions for scope in _scopes(node) if scope in known]
     node, norm = rng.choice([(node, norm) for node, norm in norms if isinstance(norm, torch.nn.BatchNorm2d)])
     eps = 1e-5 if norm.eps > 1e-4 else 1e-3
-    var, mean, beta = (value.detach().numpy() for value in (norm.running_var, norm.running_mean, norm.bias))
+    var, beta = (value.detach().numpy() for value in (norm.running_var, norm.bias))
     ratio = np.sqrt((var + norm.eps) / (var + eps)).astype(np.float32)
     weight, bias = (next(part for part in model.graph.initializer if part.name == name) for name in node.input[1:])
     values = numpy_helper.to_array(weight) * ratio[:, None, None, None]
@@ -256,8 +261,8 @@ def fault(case, kind, seed):
     broken = onnx.ModelProto.FromString(clean.SerializeToString())
     did, truth = PLANT[kind](case, broken, rng)
     del broken.graph.value_info[:]
-    reference, unharmed, found = (answers(model, case.images) for model in (case.graph, clean, broken))
-    verdict = judge(reference, found, case.labels, 64, INT8 if precision == "int8" else LIMITS["fp32"])
+    unharmed, found = case.logits[precision], answers(broken, case.images)
+    verdict = judge(case.logits["fp32"], found, case.labels, 64, INT8 if precision == "int8" else LIMITS["fp32"])
     right = [float((logits.argmax(1) == case.labels).mean()) for logits in (unharmed, found)]
     flips = int((unharmed.argmax(1) != found.argmax(1)).sum())
     search = locate(Graph(case.graph), broken, {"image": case.images[:SEARCHED]}, precision)
@@ -347,23 +352,28 @@ def main() -> None:
     rows = kept()
     faults = [row for row in rows if "kind" in row and (row["kind"], row["seed"]) in wanted]
     cleans = [row for row in rows if "clean" in row and row["seed"] < clean]
+    report("faults", figures(faults, cleans))
+
+
+def figures(faults, cleans):
     harmful, detected = [row for row in faults if row["harmful"]], [row for row in faults if row["detected"]]
     missed = [row for row in harmful if not row["detected"]]
-    exact = [row for row in detected if row["named"] == row["planted_at"]]
+    harmless = [row for row in faults if not row["harmful"]]
+    exact = sum(row["named"] == row["planted_at"] for row in detected) / len(detected)
+    anyway = sum(row["named"] == row["planted_at"] for row in faults) / len(faults)
+    longer = sum(row["runs"] > row["bound"] for row in faults)
+    marks = max(row["marks"] for row in faults)
     alarms = [row for row in cleans if row["detected"] or row["named"] or row["fused_only"]]
-    report(
-        "faults",
-        [
-            Result("harmful faults not detected", len(missed), "", "<= 0", not missed, len(harmful)),
-            Result("detected faults named exactly", len(exact) / len(detected), "", ">= 0.95", len(exact) >= 0.95 * len(detected), len(detected)),
-            Result("all faults named exactly", sum(r["named"] == r["planted_at"] for r in faults) / len(faults), "", n=len(faults)),
-            Result("harmless faults detected all the same", len(detected) - len(harmful) + len(missed), "", n=len(faults) - len(harmful)),
-            Result("searches over 2 log2(n) + 3 runs", sum(r["runs"] > r["bound"] for r in faults), "", "<= 0", all(r["runs"] <= r["bound"] for r in faults), len(faults)),
-            Result("runs of the longest search", max(r["runs"] for r in faults), "runs", n=len(faults)),
-            Result("most extra outputs at a time", max(r["marks"] for r in faults), "", f"<= {MARKS}", all(r["marks"] <= MARKS for r in faults), len(faults)),
-            Result("alarms on clean exports", len(alarms), "", "<= 0", not alarms, len(cleans)),
-        ],
-    )  # fmt: skip
+    return [
+        Result("harmful faults not detected", len(missed), "", "<= 0", not missed, len(harmful)),
+        Result("detected faults named exactly", exact, "", ">= 0.95", exact >= 0.95, len(detected)),
+        Result("all faults named exactly, the harmless too", anyway, "", n=len(faults)),
+        Result("harmless faults detected all the same", sum(row["detected"] for row in harmless), "", n=len(harmless)),
+        Result("searches of more than 2 log2(n) + 3 runs", longer, "", "<= 0", not longer, len(faults)),
+        Result("runs of the longest search", max(row["runs"] for row in faults), "runs", n=len(faults)),
+        Result("most extra outputs at a time", marks, "", f"<= {MARKS}", marks <= MARKS, len(faults)),
+        Result("alarms on clean exports", len(alarms), "", "<= 0", not alarms, len(cleans)),
+    ]
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
 """The package that is shipped: a folder that says what is in it, proves it, and runs with numpy and onnxruntime alone.
 
 manifest.json        what the bundle is, made from what, with the SHA-256 of every other file
-model.*              the network in its format, and portable.onnx: the same in fp32 ONNX, where that is not the format
+model.onnx           the network in fp32, which runs everywhere, and beside it the formats it was exported to (model.*)
 preprocessing.json   from an image file to the input; preprocess.onnx does the part behind resizing as a graph
 labels.json          one name a class
 golden.npz           a few images (N, H, W, 3) uint8, and what each model answered to them
-verification.json    every step of the export against the one before; verification.npz: all logits behind it
-latency.json         predicted and measured, with the environment
+MODEL.verification.json  every step of the export against the one before, and the latency; MODEL.logits.npz is behind it
 LICENCES.md          of the teacher and the data
-example.py           20 lines that check the files, run the golden images and say what they show
+example.py           checks the files, runs the golden images and says what they show
 """
 
+import json
 import stat
 import tempfile
 import zipfile
@@ -24,15 +24,18 @@ import numpy as np
 
 from dna_deploy.errors import CheckFailed, DnaError, MachineError, RequestError
 from dna_deploy.exporters._exporter import Contract, Exporter
-from dna_deploy.files import parse, read_json, sha256, write_atomic, write_json, write_text
+from dna_deploy.files import read_json, sha256, write_atomic, write_json, write_text
 from dna_deploy.graph import OPSET
 from dna_deploy.plugins import find
 from dna_deploy.verify import Paired, load_logits, paired
+from profilers import Device, Model, Plan, Stop, find_device, find_profiler, measure, summarize
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Run = Callable[[Array], Array]
 
 SCHEMA = "dna-deploy/bundle/1"
+PORTABLE = "model.onnx"
+VERIFICATION, LOGITS = ".verification.json", ".logits.npz"  # endings behind the name of the model they are about
 GOLDEN = 8  # images
 LARGEST_BYTES = 4 << 30  # of an unpacked zip
 # Largest difference of a golden logit on another machine, in units of the logits' spread. fp32 differs by the order of its
@@ -57,9 +60,9 @@ images = golden["images"]  # (N, height, width, RGB) uint8, resized and cropped 
 logits = run(manifest["portable"], run("preprocess.onnx", images))
 for place, answer in enumerate(logits.argmax(1)):
     print(f"golden image {place}: {labels[answer]}")
-off = numpy.abs(logits - golden[manifest["portable"]]).max()
-print(f"largest difference {off:.2g}, allowed {manifest['tolerances'][manifest['portable']]:.2g}")
-sys.exit(0 if off <= manifest["tolerances"][manifest["portable"]] else 1)
+off, allowed = numpy.abs(logits - golden[manifest["portable"]]).max(), manifest["models"][manifest["portable"]]["tolerance"]
+print(f"largest difference {off:.2g}, allowed {allowed:.2g}")
+sys.exit(0 if off <= allowed else 1)
 '''
 
 
@@ -70,18 +73,24 @@ class File:
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """`tolerances`: by model file, the largest difference of a golden logit that is accepted, absolute."""
+class Packed:
+    """A model of the bundle. `tolerance`: the largest difference of a golden logit that is accepted, absolute."""
 
-    name: str
-    model: str
     format: str
     precision: str
-    portable: str  # an fp32 ONNX file of the same network; the model itself where it is one
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Manifest:
+    name: str
+    portable: str  # the model every bundle has: fp32 ONNX
+    models: dict[str, Packed]
+    newest: str  # the model that was exported last: what is measured and judged where none is named
     input_shape: list[int]  # without the batch
-    made_from: dict[str, str | int | float | None]  # the command's words: what to export again for the same bytes
+    made_from: dict[str, str | int | float | None]  # what to export again for the same bytes
     made_with: dict[str, str]  # package -> version
-    tolerances: dict[str, float]
+    made_on: dict[str, str | int | float | None]  # the machine the latency was measured on, unless it was a device
     files: dict[str, File] = field(default_factory=dict)
     schema: str = SCHEMA
 
@@ -118,8 +127,8 @@ class Contents:
 
     @property
     def accuracy(self) -> Paired | None:
-        """Of the network that was trained and of the model, from the logits kept; None without labels."""
-        labels, logits = load_logits(self.folder / "verification.npz")
+        """Of the network that was trained and of the newest model, from the logits kept; None without labels."""
+        labels, logits = load_logits(self.folder / f"{self.manifest.newest}{LOGITS}")
         if labels is None or len(logits) < 2:
             return None
         first, *_, last = logits.values()
@@ -131,19 +140,19 @@ def write_bundle(
     name: str,
     contract: Contract,
     model: Path,
-    portable: Path,
     exporter: Exporter,
     precision: str,
     images: Array,
     made_from: Mapping[str, str | int | float | None],
     licences: Mapping[str, str],
 ) -> Manifest:
-    """Complete `folder`, which holds the models and the verification, into a bundle.
+    """Complete `folder`, where the verified `model` lies beside model.onnx, into a bundle; other models in it stay.
 
     `images` are (N, 3, H, W) as the network takes them; the golden ones are their pixels.
     """
     from importlib.metadata import version
 
+    portable = folder / PORTABLE
     if len(contract.labels) != _classes(portable):
         raise RequestError(f"{portable}: {_classes(portable)} classes, {len(contract.labels)} labels; expected one label a class")
     write_json(folder / "labels.json", list(contract.labels))
@@ -164,27 +173,51 @@ def write_bundle(
     write_atomic(folder / "preprocess.onnx", lambda temporary: temporary.write_bytes(prefix))
     pixels = _pixels(images[:GOLDEN], contract)
     prepared = _onnx_run(folder / "preprocess.onnx")(pixels)
-    answers = {portable.name: _onnx_run(portable)(prepared)}
-    if model != portable:
+    right = _onnx_run(portable)(prepared)
+    models, answers = _earlier(folder, pixels, right)
+    models[PORTABLE], answers[PORTABLE] = Packed("onnx", "fp32", TOLERANCES["fp32"] * float(right.std())), right
+    if model.name != PORTABLE:
+        models[model.name] = Packed(exporter.name, precision, TOLERANCES[precision] * float(right.std()))
         answers[model.name] = exporter.load(model)(prepared)
-    spread = float(answers[portable.name].std())
-    precisions = {portable.name: "fp32", model.name: precision}
-    tolerances = {file: TOLERANCES[precisions[file]] * spread for file in answers}
     _write_npz(folder / "golden.npz", {"images": pixels, **answers})
     write_text(folder / "LICENCES.md", "".join(f"## {part}\n\n{text}\n\n" for part, text in licences.items()))
     write_text(folder / "example.py", EXAMPLE)
     packages = {package: version(package) for package in ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")}
-    listed = {
-        str(file.relative_to(folder).as_posix()): File(sha256(file), file.stat().st_size)
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name != "manifest.json" and not file.name.startswith(".")
-    }
     shape = [3, contract.image_size, contract.image_size]
     manifest = Manifest(
-        name, model.name, exporter.name, precision, portable.name, shape, dict(made_from), packages, tolerances, listed
+        name=name,
+        portable=PORTABLE,
+        models=models,
+        newest=model.name,
+        input_shape=shape,
+        made_from=dict(made_from),
+        made_with=packages,
+        made_on=find_profiler(Device("cpu", "host")).environment(Device("cpu", "host")),
+        files={
+            str(file.relative_to(folder).as_posix()): File(sha256(file), file.stat().st_size)
+            for file in sorted(folder.rglob("*"))
+            if file.is_file() and file.name != "manifest.json" and not file.name.startswith(".")
+        },
     )
     write_json(folder / "manifest.json", manifest)
     return manifest
+
+
+def _earlier(folder: Path, pixels: Array, right: Array) -> tuple[dict[str, Packed], dict[str, Array]]:
+    """The other models of a bundle that is already there, where they are of the same network."""
+    try:
+        with np.load(folder / "golden.npz", allow_pickle=False) as file:
+            golden = {name: file[name] for name in file.files}
+        manifest = read_json(folder / "manifest.json", Manifest)
+        same = np.array_equal(golden["images"], pixels) and np.array_equal(golden[PORTABLE], right)
+    except (OSError, ValueError, zipfile.BadZipFile, KeyError, RequestError):
+        return {}, {}
+    kept = {
+        name: packed
+        for name, packed in manifest.models.items()
+        if same and name in golden and (folder / name).is_file() and sha256(folder / name) == manifest.files[name].sha256
+    }
+    return dict(kept), {name: golden[name] for name in kept}
 
 
 def prefix_graph(contract: Contract) -> bytes:
@@ -277,25 +310,27 @@ def _contents(folder: Path) -> Contents:
             raise CheckFailed(f"{file}: {file.stat().st_size} bytes, shipped with {listed.bytes}; copy the bundle again")
         if sha256(file) != listed.sha256:
             raise CheckFailed(f"{file}: its SHA-256 is not the manifest's; the file was changed after the export")
-    for needed in (manifest.model, manifest.portable, "preprocess.onnx", "labels.json", "golden.npz", "verification.npz"):
+    judged = [manifest.newest + ending for ending in ("", VERIFICATION, LOGITS)]
+    for needed in (*manifest.models, PORTABLE, *judged, "preprocess.onnx", "labels.json", "golden.npz"):
         if needed not in manifest.files:
             raise CheckFailed(f"{folder}: the manifest does not list {needed}; it was edited or is of another export")
     for name in manifest.files:
         if name.endswith(".onnx"):
             _self_contained(folder / name, set(manifest.files))
-    labels = parse(list[str], _json(folder / "labels.json"), str(folder / "labels.json"))
-    if (classes := _classes(folder / manifest.portable)) != len(labels):
+    labels = _labels(folder / "labels.json")
+    if (classes := _classes(folder / PORTABLE)) != len(labels):
         raise CheckFailed(f"{folder}: {len(labels)} labels for {classes} classes; labels.json is of another network")
     return Contents(folder, manifest, labels)
 
 
-def _json(path: Path) -> object:
-    import json
-
+def _labels(path: Path) -> list[str]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        names = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckFailed(f"{path}: not JSON ({error})") from None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckFailed(f"{path}: expected a list of names, one a class")
+    return names
 
 
 def _proto(path: Path) -> Any:
@@ -320,23 +355,28 @@ def _classes(path: Path) -> int:
     return int(_proto(path).graph.output[0].type.tensor_type.shape.dim[-1].dim_value)
 
 
-def check(contents: Contents, device: str | None = None) -> list[Golden]:
-    """Run the golden images again: the portable network here, the model here or on `device`.
+def check(contents: Contents, device: str | None = None) -> tuple[list[Golden], list[str]]:
+    """Run the golden images again through every model, here or, what is ONNX, on `device`.
 
-    A model whose runtime is not here raises MachineError, after the portable one was checked.
+    Returns the figures, and one line for each model that cannot run here: not checked is not passed.
     """
-    folder, manifest, golden = contents.folder, contents.manifest, contents.golden
-    if missing := {"images", manifest.portable, manifest.model} - set(golden):
+    folder, golden = contents.folder, contents.golden
+    if missing := {"images", *contents.manifest.models} - set(golden):
         raise CheckFailed(f"golden.npz: lacks {', '.join(sorted(missing))}; export again")
     prepared = _onnx_run(folder / "preprocess.onnx")(golden["images"])
-    runs: dict[str, Callable[[], Run]] = {manifest.portable: lambda: _onnx_run(folder / manifest.portable)}
-    if device is not None:
-        if not manifest.model.endswith(".onnx"):
-            raise RequestError(f"--device {device}: {manifest.model} is not ONNX; devices run ONNX files")
-        runs[manifest.model] = lambda: _on_device(folder / manifest.model, device)
-    elif manifest.model != manifest.portable:
-        runs[manifest.model] = lambda: _loaded(find("exporters", manifest.format), folder / manifest.model)
-    return [_golden(file, open_run()(prepared), golden[file], manifest.tolerances[file]) for file, open_run in runs.items()]
+    found, left = [], []
+    for name, packed in contents.manifest.models.items():
+        try:
+            if device is not None and name.endswith(".onnx"):
+                run = _on_device(folder / name, device)
+            else:
+                run = _loaded(find("exporters", packed.format), folder / name)
+            answer = run(prepared)
+        except MachineError as error:
+            left.append(f"{name}: not checked here: {error}")
+            continue
+        found.append(_golden(name, answer, golden[name], packed.tolerance))
+    return found, left
 
 
 def _golden(file: str, found: Array, expected: Array, tolerance: float) -> Golden:
@@ -368,15 +408,13 @@ def _onnx_run(path: Path) -> Run:
 def _loaded(exporter: Exporter, path: Path) -> Run:
     try:
         return exporter.load(path)
-    except (DnaError, MachineError):
+    except DnaError:
         raise
     except Exception as error:  # each format's runtime has errors of its own
         raise CheckFailed(f"{path}: the {exporter.name} runtime refuses it: {_first_line(error)}") from None
 
 
 def _on_device(path: Path, name: str) -> Run:
-    from profilers import Model, find_device, find_profiler
-
     device = find_device(name)
     profiler = find_profiler(device)
 
@@ -391,11 +429,12 @@ def _on_device(path: Path, name: str) -> Run:
 
 
 def measured_ms(contents: Contents, device: str) -> tuple[float, float, float]:
-    """The model's latency on a device now: median, and the interval's low and high."""
-    from profilers import Model, Plan, Stop, find_device, find_profiler, measure, summarize
-
+    """The newest model's latency on a device now: median, and the interval's low and high."""
+    name = contents.manifest.newest
+    if not name.endswith(".onnx"):
+        raise RequestError(f"--device {device}: {name} is not ONNX; devices run ONNX files")
     asked = find_device(device)
-    model = Model(contents.manifest.model, (contents.folder / contents.manifest.model).read_bytes())
+    model = Model(name, (contents.folder / name).read_bytes())
     visits = list(measure(find_profiler(asked), asked, [model], Plan(rounds=12, anchors=0), Stop(seconds=20.0)))
     found = summarize(visits)
     return found.latency_ms, found.low_ms, found.high_ms

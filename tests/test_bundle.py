@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ import torch
 from onnx import numpy_helper
 
 from dna_deploy.arch import sample
-from dna_deploy.bundle import Manifest, check, opened, prefix_graph, write_bundle, write_zip
+from dna_deploy.bundle import Manifest, check, measured_ms, opened, prefix_graph, write_bundle, write_zip
 from dna_deploy.errors import CheckFailed, RequestError
 from dna_deploy.exporters._exporter import Contract, Options
 from dna_deploy.files import read_json, sha256, write_json
@@ -37,9 +38,10 @@ def made(tmp_path_factory):
     logits = exporter.load(model)(x)
     labels = logits.argmax(1)
     labels[0] = (labels[0] + 1) % 10
-    save_logits(folder / "verification.npz", labels, {"torch": logits, "onnx": logits})
+    save_logits(folder / "model.onnx.logits.npz", labels, {"torch": logits, "onnx": logits})
+    write_json(folder / "model.onnx.verification.json", {})
     licences = {"teacher": "Apache-2.0", "data": "CC BY 4.0"}
-    write_bundle(folder, "tiny", CONTRACT, model, model, exporter, "fp32", x, {"run": "runs/try"}, licences)
+    write_bundle(folder, "tiny", CONTRACT, model, exporter, "fp32", x, {"run": "runs/try"}, licences)
     return folder
 
 
@@ -61,12 +63,12 @@ def test_a_bundle_holds_what_it_says_and_checks_out(made):
     names = {file.name for file in made.iterdir()}
     assert names == {
         "manifest.json", "model.onnx", "preprocess.onnx", "preprocessing.json", "labels.json", "golden.npz",
-        "verification.npz", "LICENCES.md", "example.py",
+        "model.onnx.verification.json", "model.onnx.logits.npz", "LICENCES.md", "example.py",
     }  # fmt: skip
     with opened(made) as contents:
         assert set(contents.manifest.files) == names - {"manifest.json"} and contents.labels == list("abcdefghij")
-        (golden,) = check(contents)
-        assert golden.ok and golden.file == "model.onnx" and golden.largest_difference == 0
+        (golden,), left = check(contents)
+        assert not left and golden.ok and golden.file == "model.onnx" and golden.largest_difference == 0
         assert contents.golden["images"].shape == (8, 32, 32, 3) and contents.golden["images"].dtype == np.uint8
         assert contents.accuracy.accuracy_before == pytest.approx(11 / 12) and contents.accuracy.drop == 0
     assert "Apache-2.0" in (made / "LICENCES.md").read_text()
@@ -108,7 +110,7 @@ def test_a_zip_is_the_same_bundle_and_always_the_same_bytes(made, tmp_path):
     write_zip(made, tmp_path / "two.zip")
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
     with opened(tmp_path / "one.zip") as contents:
-        assert check(contents)[0].ok
+        assert check(contents)[0][0].ok
 
 
 def test_a_changed_or_missing_file_is_named(bundle):
@@ -177,7 +179,7 @@ def test_other_weights_fail_the_golden_images(bundle):
     (bundle / "model.onnx").write_bytes(model.SerializeToString())
     again(bundle, "model.onnx")
     with opened(bundle) as contents:
-        (golden,) = check(contents)
+        (golden,), _ = check(contents)
     assert not golden.ok and golden.largest_difference > golden.tolerance
 
 
@@ -194,8 +196,8 @@ def test_what_is_no_bundle_is_said(tmp_path, bundle):
 
 def test_a_device_runs_it_too(made):
     with opened(made) as contents:
-        (golden,) = check(contents, device="cpu")
-    assert golden.ok
+        (golden,), left = check(contents, device="cpu")
+        assert golden.ok and not left and measured_ms(contents, "cpu")[0] > 0
 
 
 def test_labels_must_fit_when_it_is_written(made, tmp_path):
@@ -203,7 +205,7 @@ def test_labels_must_fit_when_it_is_written(made, tmp_path):
     few = Contract(32, (0.5,) * 3, (0.5,) * 3, ("a", "b"))
     images = np.zeros((2, 3, 32, 32), np.float32)
     with pytest.raises(RequestError, match="10 classes, 2 labels"):
-        write_bundle(tmp_path, "x", few, tmp_path / model.name, tmp_path / model.name, find("exporters", "onnx"), "fp32", images, {}, {})
+        write_bundle(tmp_path, "x", few, Path(model), find("exporters", "onnx"), "fp32", images, {}, {})
 
 
 def test_a_graph_with_preprocessing_inside_takes_photographs(made):

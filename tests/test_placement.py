@@ -14,9 +14,7 @@ def model(tmp_path):
     nodes = [helper.make_node("Relu", ["input"], ["y"], "first"), helper.make_node("Exp", ["y"], ["output"], "second")]
     graph = helper.make_graph(nodes, "two", values[:1], values[1:])
     path = tmp_path / "model.onnx"
-    path.write_bytes(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
-    )
+    path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString())
     return path
 
 

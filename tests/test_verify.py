@@ -84,8 +84,8 @@ def test_differences_are_in_units_of_the_spread():
 
 def test_a_flip_within_the_usual_difference_is_harmless_and_one_beyond_it_is_not():
     rng = np.random.default_rng(0)
-    reference = np.stack([np.arange(200) * 0.01, np.zeros(200)], axis=1)  # margins from 0 to 2
-    noise = rng.normal(0, 0.01, reference.shape)
+    reference = np.stack([np.arange(200) * 0.01, np.full(200, 1e-9)], axis=1)  # margins from 0 to 2
+    noise = rng.normal(0, 0.03, reference.shape)
     flips = (reference + noise).argmax(1) != reference.argmax(1)
     assert flips.any() and not harmful_flips(reference, reference + noise).any()
     noise[150] = [-1, 1]
@@ -119,8 +119,8 @@ def test_the_paired_interval_covers_the_truth():
 
 
 def test_a_drop_of_accuracy_beyond_its_limit_fails():
-    found = judge(LOGITS, np.roll(LOGITS, 1, axis=1), LABELS, 4, Limits(0.0, 1e9, 1.0, accuracy_drop=0.5))
-    assert not found.ok and found.accuracy.drop == 0.75
+    found = judge(LOGITS, np.roll(LOGITS, 1, axis=1), LABELS, 4, Limits(0.0, 1e9, 1.0, accuracy_drop=0.4))
+    assert not found.ok and found.accuracy.drop == 0.5  # of three right answers one is left
 
 
 def test_edge_inputs_are_part_of_every_comparison():
