@@ -24,7 +24,7 @@ import numpy as np
 
 from dna_deploy.errors import CheckFailed, DnaError, MachineError, RequestError
 from dna_deploy.exporters._exporter import Contract, Exporter
-from dna_deploy.files import read_json, sha256, write_atomic, write_json, write_text
+from dna_deploy.files import read_arrays, read_json, sha256, write_arrays, write_atomic, write_json, write_text
 from dna_deploy.graph import OPSET
 from dna_deploy.plugins import find
 from dna_deploy.verify import Paired, load_logits, paired
@@ -119,11 +119,7 @@ class Contents:
 
     @property
     def golden(self) -> dict[str, Array]:
-        try:
-            with np.load(self.folder / "golden.npz", allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise CheckFailed(f"golden.npz: not readable ({error}); export again") from None
+        return read_arrays(self.folder / "golden.npz")
 
     @property
     def accuracy(self) -> Paired | None:
@@ -179,7 +175,7 @@ def write_bundle(
     if model.name != PORTABLE:
         models[model.name] = Packed(exporter.name, precision, TOLERANCES[precision] * float(right.std()))
         answers[model.name] = exporter.load(model)(prepared)
-    _write_npz(folder / "golden.npz", {"images": pixels, **answers})
+    write_arrays(folder / "golden.npz", {"images": pixels, **answers})
     write_text(folder / "LICENCES.md", "".join(f"## {part}\n\n{text}\n\n" for part, text in licences.items()))
     write_text(folder / "example.py", EXAMPLE)
     packages = {package: version(package) for package in ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")}
@@ -206,12 +202,11 @@ def write_bundle(
 def _earlier(folder: Path, pixels: Array, right: Array) -> tuple[dict[str, Packed], dict[str, Array]]:
     """The other models of a bundle that is already there, where they are of the same network."""
     try:
-        with np.load(folder / "golden.npz", allow_pickle=False) as file:
-            golden = {name: file[name] for name in file.files}
+        golden = read_arrays(folder / "golden.npz")
         manifest = read_json(folder / "manifest.json", Manifest)
-        same = np.array_equal(golden["images"], pixels) and np.array_equal(golden[PORTABLE], right)
-    except (OSError, ValueError, zipfile.BadZipFile, KeyError, RequestError):
+    except RequestError:
         return {}, {}
+    same = np.array_equal(golden.get("images"), pixels) and np.array_equal(golden.get(PORTABLE), right)
     kept = {
         name: packed
         for name, packed in manifest.models.items()
@@ -445,14 +440,6 @@ def _pixels(images: Array, contract: Contract) -> Array:
     mean, std = (np.array(values, np.float32).reshape(1, 3, 1, 1) for values in (contract.mean, contract.std))
     pixels: Array = np.rint(np.clip((images * std + mean) * 255, 0, 255)).astype(np.uint8)
     return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
-
-
-def _write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-
-    write_atomic(path, write)
 
 
 def _first_line(error: Exception) -> str:

@@ -4,10 +4,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dna_deploy.bundle import GOLDEN, LOGITS, PORTABLE, VERIFICATION, write_bundle
 from dna_deploy.calibrate import observe
-from dna_deploy.errors import CheckFailed, RequestError
+from dna_deploy.errors import CheckFailed, DnaError, RequestError
 from dna_deploy.exporters._exporter import Exporter, Options
 from dna_deploy.files import sha256, write_atomic, write_json
+from dna_deploy.locate import Graph, Module, locate
 from dna_deploy.measure import Latency, measure_runs, measure_whole
 from dna_deploy.original import Original
 from dna_deploy.plugins import find
@@ -16,8 +18,10 @@ from dna_deploy.progress import say
 from dna_deploy.quantize import quantize_within
 from dna_deploy.run import Picked
 from dna_deploy.table import LatencyTable
-from dna_deploy.verify import LIMITS, Limits, Link, Step, Verification, compare, failures, judge, link, outputs
+from dna_deploy.verify import LIMITS, Limits, Link, Step, Verification, compare, failures, judge, link, outputs, save_logits
 from profilers import Model
+
+SEARCHED = 8  # images that the search for the first wrong tensor runs on
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,11 @@ def export(
     trained = logits = outputs(first, original.test, options.largest_batch)
     links: list[Link] = []
     made: list[Step] = []
+    answers = {first.name: trained}
     for step in steps(original, exporter, options, path):
         found, after = compare(before, logits, step, original.test, options.largest_batch, limits[step.precision])
-        links.append(found)
+        links.append(found if found.ok else replace(found, first_bad=_first_bad(original, before, step)))
+        answers[f"{len(links)} {step.name}"] = after
         if not found.ok:
             break
         made.append(step)
@@ -51,12 +57,51 @@ def export(
         links.append(link(first, before, limits[options.precision], [whole]))
     latency = _latency(original, made) if links[-1].ok else None
     verification = Verification(path.name, sha256(path) if path.exists() else None, original.test.about, links, latency)
-    write_json(path.with_name(f"{path.name}.verification.json"), verification)
+    write_json(path.with_name(f"{path.name}{VERIFICATION}"), verification)
+    save_logits(path.with_name(f"{path.name}{LOGITS}"), original.test.labels, answers)
     if not verification.ok:
         last = links[-1]
         place = f"{last.file or path}: step {last.step}"
         raise CheckFailed(f"{place} is not the network it was made from: {'; '.join(failures(last))}")
+    if output is None:
+        _pack(original, exporter, options, path)
     return Exported(path, verification)
+
+
+def _first_bad(original: Original, before: Step, step: Step) -> str | None:
+    """The first wrong tensor of a step that failed; None where it is no ONNX file that could be looked into."""
+    import onnx
+
+    if step.path is None or step.path.suffix != ".onnx":
+        return None
+    if before.path is not None and before.path.suffix != ".onnx":
+        return None
+    reference = Graph(onnx.load(before.path)) if before.path else Module(original.network)
+    images = original.test.at(range(min(SEARCHED, original.test.count)))
+    try:
+        return locate(reference, onnx.load(step.path), {"input": images}, step.precision).text
+    except Exception as error:  # a graph too broken to be cut; that the step failed must be heard all the same
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        return f"the first wrong tensor could not be searched for ({reason})"
+
+
+def _pack(original: Original, exporter: Exporter, options: Options, path: Path) -> None:
+    """The export folder becomes a bundle that can be checked anywhere."""
+    portable = path.with_name(PORTABLE)
+    if not portable.exists():  # a format made from the module needs no ONNX file; a bundle does
+        try:
+            onnx = find("exporters", "onnx")
+            onnx.write(original.network, original.contract, portable, replace(options, opset=onnx.opset, precision="fp32"))
+        except DnaError as error:
+            say(f"{path.parent} is no bundle: its portable ONNX file could not be written ({error})")
+            return
+    about = {"precision": options.precision, "opset": options.opset, "largest_batch": options.largest_batch}
+    made_from = {"command": f"dna-export {original.asked}", "format": exporter.name, **about}
+    images = original.test.at(range(min(GOLDEN, original.test.count)))
+    write_bundle(
+        path.parent, original.name, original.contract, path, exporter, options.precision, images, made_from, original.licences
+    )
+    say(f"{path.parent} is a bundle: check it anywhere with dna-export --verify {path.parent}, or python example.py in it")
 
 
 def stem(precision: str) -> str:

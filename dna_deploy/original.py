@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 EXPORTS = Path("exports")
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+UNKNOWN_LICENCE = "Not known to dna-deploy: ask where it came from before passing this on."
 SYNTHETIC = 64  # images where there are no real ones
 
 
@@ -38,6 +39,8 @@ class Original:
     held_out: Inputs
     folder: Path  # where its exports go
     picked: Picked | None  # what was known of it before it was trained, for a network that was searched
+    asked: str  # the flags of dna-export that name it
+    licences: dict[str, str]  # of the teacher and the data, as far as they are known
 
     @property
     def step(self) -> Step:
@@ -80,7 +83,24 @@ def from_run(pick: Pick) -> Original:
         held_out=part("held-out", parts.held_out),
         folder=pick.export,
         picked=read_json(pick.picked, Picked),
+        asked=f"--run {pick.folder}",
+        licences={
+            f"Teacher {run.asked.teacher}": licence_of(run.asked.teacher),
+            f"Data {source.name}": source.licence or UNKNOWN_LICENCE,
+        },
     )
+
+
+def licence_of(name: str) -> str:
+    """What timm states for the weights of a model, or what the package says that they came from."""
+    from timm.models import get_pretrained_cfg
+
+    from dna_deploy.teacher import PACKAGED
+
+    if name in PACKAGED:
+        return f"Apache-2.0 (PyPI {PACKAGED[name].replace('_', '-')})"
+    stated = get_pretrained_cfg(name)
+    return str(stated.license) if stated is not None and stated.license else UNKNOWN_LICENCE
 
 
 @dataclass(frozen=True)
@@ -114,6 +134,9 @@ def from_model(asked: Asked, largest_bytes: int | None = None) -> Original:
         held_out=held_out,
         folder=EXPORTS / (name if weights != "random" else f"{name}-untrained"),
         picked=None,
+        asked=f"--model {asked.model}" + (f" --image-size {asked.image_size}" if asked.image_size else ""),
+        licences={f"Network {asked.model}": UNKNOWN_LICENCE if asked.model.endswith(".py") else licence_of(asked.model)}
+        | ({f"Data {source.name}": source.licence or UNKNOWN_LICENCE} if source else {}),
     )
 
 

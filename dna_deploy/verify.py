@@ -1,7 +1,5 @@
 """Is the exported network still the one that was trained? Every step of the export is held against the one before it."""
 
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dna_deploy.errors import RequestError
-from dna_deploy.files import sha256, write_atomic
+from dna_deploy.files import read_arrays, sha256, write_arrays
 from dna_deploy.measure import Latency
 from dna_deploy.placement import Placement, placement
 from dna_deploy.progress import bar
@@ -257,22 +254,12 @@ def edge_inputs(images: Array) -> Array:
 def save_logits(path: Path, labels: Array | None, logits: Mapping[str, Array]) -> None:
     """What every step answered, so that other limits can be applied without running anything: NumPy's npz, no pickle."""
     known = {} if labels is None else {"labels": labels}
-    steps = {f"logits/{name}": values.astype(np.float32) for name, values in logits.items()}
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, **known, **steps)  # type: ignore[arg-type]
-
-    write_atomic(path, write)
+    write_arrays(path, known | {f"logits/{name}": values.astype(np.float32) for name, values in logits.items()})
 
 
 def load_logits(path: Path) -> tuple[Array | None, dict[str, Array]]:
     """The labels and the logits of each step, in the order of the steps."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, KeyError) as error:
-        raise RequestError(f"{path}: not readable logits ({error}); export again") from None
+    found = read_arrays(path)
     labels = found.pop("labels", None)
     return labels, {name.removeprefix("logits/"): values for name, values in found.items()}
 

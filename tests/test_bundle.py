@@ -16,7 +16,7 @@ from onnx import numpy_helper
 
 from dna_deploy.arch import sample
 from dna_deploy.bundle import Manifest, check, measured_ms, opened, prefix_graph, write_bundle, write_zip
-from dna_deploy.errors import CheckFailed, RequestError
+from dna_deploy.errors import CheckFailed, DnaError, RequestError
 from dna_deploy.exporters._exporter import Contract, Options
 from dna_deploy.files import read_json, sha256, write_json
 from dna_deploy.plugins import find
@@ -159,7 +159,7 @@ def test_an_unknown_op_is_named(bundle):
     model.graph.node[3].op_type = "Warp"
     (bundle / "model.onnx").write_bytes(model.SerializeToString())
     again(bundle, "model.onnx")
-    with pytest.raises(CheckFailed, match="Warp") as refused, opened(bundle) as contents:
+    with pytest.raises(DnaError, match="Warp") as refused, opened(bundle) as contents:
         check(contents)
     assert "\n" not in str(refused.value)
 

@@ -151,11 +151,11 @@ def test_other_limits_are_applied_to_the_kept_logits_without_running(tmp_path):
     assert not judge(logits["torch"], logits["onnx"], labels, 4, Limits()).ok
     assert judge(logits["torch"], logits["onnx"], labels, 4, Limits(largest_difference=0.1)).ok
     (tmp_path / "v.npz").write_bytes((tmp_path / "v.npz").read_bytes()[:100])
-    with pytest.raises(RequestError, match=r"v\.npz: not readable logits"):
+    with pytest.raises(RequestError, match=r"v\.npz: not readable arrays"):
         load_logits(tmp_path / "v.npz")
 
 
 def test_logits_that_would_run_code_are_refused(tmp_path):
     np.savez(tmp_path / "v.npz", labels=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(RequestError, match="not readable logits"):
+    with pytest.raises(RequestError, match="not readable arrays"):
         load_logits(tmp_path / "v.npz")

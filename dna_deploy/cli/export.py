@@ -30,8 +30,11 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--opset", type=POSITIVE, help="ONNX operator set; the one the format reads best if left out.")
 @click.option("--largest-batch", type=POSITIVE, default=8, help="Every batch size up to it will run; 1, 2, 3 and it are tried.")
 @click.option("--max-difference", type=float, help="Largest difference from the step before that is accepted.")
-@click.option("--max-drop", type=Share(), default="0.5%", help="Accuracy int8 may lose before layers go back to float.")
+@click.option("--max-drop", type=Share(), help="Accuracy int8 may lose before layers go back to float (0.5% if left out).")
 @click.option("--max-latency", "max_ms", type=Latency(), help="Measured latency above it is exit code 1.")
+@click.option("--zip", "zipped", is_flag=True, help="Write the bundle as one file as well, beside its folder.")
+@click.option("--verify", type=click.Path(path_type=Path), help="Check a bundle (folder or .zip) instead of exporting.")
+@click.option("--device", help="With --verify: where its ONNX files are run and measured; here if left out.")
 def main(
     format_: str,
     precision: str | None,
@@ -46,10 +49,15 @@ def main(
     opset: int | None,
     largest_batch: int,
     max_difference: float | None,
-    max_drop: float,
+    max_drop: float | None,
     max_ms: float | None,
+    zipped: bool,
+    verify: Path | None,
+    device: str | None,
 ) -> dict[str, Any]:
     """Export the found network, or any model, step by step; run every step against the one before, and measure the result.
+
+    What is written is a bundle: --verify checks it anywhere, with --max-drop and --max-latency as a gate.
 
     Exit codes: 0 verified, 1 a check failed, 2 the request is wrong, 3 the machine failed.
     """
@@ -59,6 +67,14 @@ def main(
     from dna_deploy.plugins import find
     from dna_deploy.verify import LIMITS
 
+    if verify is not None:
+        from dna_deploy.cli._bundle import verified
+
+        return verified(verify, device, max_drop, max_ms)
+    if device is not None:
+        raise RequestError("--device: for --verify only; an export is measured on the device of its run")
+    if zipped and output is not None:
+        raise RequestError("--zip: a bundle is a folder; leave out --output, which writes one file alone")
     exporter: Exporter = find("exporters", format_)  # refused before anything is loaded
     precision = precision or exporter.precisions[0]
     if precision not in exporter.precisions:
@@ -69,12 +85,16 @@ def main(
         raise RequestError(f"{', '.join(given)}: for --model only; a run knows its own")
     if model is not None and name is not None:
         raise RequestError("--run and --model: choose one of them")
-    options = Options(precision, largest_batch, max_drop, opset)
+    options = Options(precision, largest_batch, 0.005 if max_drop is None else max_drop, opset)
     limits = dict(LIMITS)
     if max_difference is not None:
         limits = {key: replace(limit, largest_difference=max_difference) for key, limit in limits.items()}
     original = _model(exporter, model, weights, data, data_root, image_size, labels) if model else _run(name)
     done = export(original, format_, options, limits, output)
+    if zipped:
+        from dna_deploy.bundle import write_zip
+
+        write_zip(done.path.parent, done.path.parent.with_suffix(".zip"))
     latency = done.verification.latency
     _show(original, options, done.path, done.verification)
     if max_ms is not None:
@@ -134,7 +154,7 @@ def _show(original: "Original", options: "Options", path: Path, found: "Verifica
 
     rows = [
         [
-            f"{link.against} -> {link.step}",
+            f"{link.against} -> {link.step}" + (", edge inputs" if part.about != "images" else ""),
             str(part.batch),
             f"{part.images}",
             f"{part.top1_agreement:.2%}",
