@@ -42,8 +42,9 @@ def test_fp16_is_what_numpy_computes_in_float16(tmp_path):
     found, kept, output = lowered(model_of(*SCALED, w=WEIGHT, b=BIAS), "fp16", tmp_path)
     expected = IMAGES.astype(np.float16) * WEIGHT.astype(np.float16) + BIAS.astype(np.float16)
     assert kept == () and output.dtype == np.float32
-    np.testing.assert_array_equal(output, expected.astype(np.float32))
-    assert {weight.data_type for weight in found.graph.initializer} == {TensorProto.FLOAT16}
+    np.testing.assert_allclose(output, expected.astype(np.float32), atol=4e-3)  # a runtime may keep more digits in between
+    for weight, values in zip(found.graph.initializer, (WEIGHT, BIAS), strict=True):
+        np.testing.assert_array_equal(numpy_helper.to_array(weight), values.astype(np.float16), strict=True)
 
 
 def test_bf16_is_what_torch_computes_in_bfloat16(tmp_path):
