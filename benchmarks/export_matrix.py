@@ -1,6 +1,6 @@
 """Every network in every format and precision that runs here: is it still the network, how large, how fast?
 
-    python -m benchmarks.export_matrix [--run NAME] [--networks resnet50,...] [--formats onnx,...] [--size 96] [--quick]
+    python -m benchmarks.export_matrix [--run NAME] [--networks resnet50,...] [--formats onnx,...] [--size 96] [--no-compile] [--quick]
 
 Networks: the student of a run of dna-search where there is one (real images, real accuracy), two random students, the teachers
 with the weights of their PyPI packages, and well-known networks with random weights (no accuracy, and their agreement on
@@ -70,7 +70,7 @@ def _size(name: str, size: int) -> int:
     return 224 if name.startswith("vit") else size  # its positions are learned for one size
 
 
-def rivals(original: Original, folder: Path) -> dict[str, Callable[[], object]]:
+def rivals(original: Original, folder: Path, compiled_too: bool) -> dict[str, Callable[[], object]]:
     """The network as others would run it, each a function that answers one image."""
     import onnxruntime
 
@@ -89,6 +89,8 @@ def rivals(original: Original, folder: Path) -> dict[str, Callable[[], object]]:
             return network(image)
 
     runs["eager"] = eager
+    if not compiled_too:
+        return runs
     compiled = torch.compile(network)
 
     def fast() -> object:
@@ -152,7 +154,7 @@ def run_all(args) -> None:
             continue
         original = make()
         with tempfile.TemporaryDirectory() as folder:
-            beside = rivals(original, Path(folder))
+            beside = rivals(original, Path(folder), not args.no_compile)
             for exporter, precision in todo:
                 try:
                     row = one(original, beside, exporter, precision, Path(folder))
@@ -208,9 +210,10 @@ def main() -> None:
     parser.add_argument("--formats", default=",".join(names("exporters")), help="only these, with commas")
     parser.add_argument("--precisions", default="fp32,fp16,bf16,int8", help="only these, with commas")
     parser.add_argument("--size", type=int, default=224, help="image side; a run and a ViT have their own")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out, which needs minutes a network")
     args = parser.parse_args()
     if args.quick:
-        args.size, args.networks, args.precisions = 96, "random student 0", "fp32,int8"
+        args.size, args.networks, args.precisions, args.no_compile = 96, "random student 0", "fp32,int8", True
     torch.set_num_threads(1)
     run_all(args)
     report("export_matrix", summary([row for row in kept() if row["size_asked"] == args.size]))
