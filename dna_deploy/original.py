@@ -171,16 +171,16 @@ def _timm(asked: Asked, largest_bytes: int | None) -> "tuple[nn.Module, str, int
 def _downloaded(name: str) -> "tuple[nn.Module, str]":
     """timm's own weights from its cache or the network; random ones, always the same, where there are none."""
     import logging
-    import os
     import socket
 
+    import huggingface_hub.constants
     import timm
     import torch
 
     try:
         socket.getaddrinfo("huggingface.co", 443)
     except OSError:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # asks the cache only, instead of a minute of retries
+        huggingface_hub.constants.HF_HUB_OFFLINE = True  # asks the cache only, instead of a minute of retries
     logging.getLogger("timm").setLevel(logging.ERROR)
     try:
         return timm.create_model(name, pretrained=True), "timm"

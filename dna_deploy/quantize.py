@@ -67,6 +67,7 @@ def quantize(model: "onnx.ModelProto", seen: Mapping[str, Histogram], in_float: 
         extra_options=settings,
     )
     quantizer.quantize_model()
+    quantizer.model.topological_sort()  # it leaves some Q/DQ behind the nodes that read them, which ONNX forbids
     quantized: onnx.ModelProto = quantizer.model.model
     del quantized.graph.value_info[:]
     return quantized

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from dna_deploy.arch import sample
-from dna_deploy.errors import CheckFailed
-from dna_deploy.exporters._exporter import Contract, Options
+from dna_deploy.errors import CheckFailed, MachineError, RequestError
+from dna_deploy.exporters._exporter import PRECISIONS, Contract, Options
 from dna_deploy.exporters.onnx import check, clean
 from dna_deploy.graph import OPSET
 from dna_deploy.plugins import find, names
@@ -34,17 +34,41 @@ def network(tiny):
 @pytest.mark.parametrize("name", names("exporters"))
 def test_what_is_exported_runs_and_agrees(network, tmp_path, name):
     exporter = find("exporters", name)
+    assert exporter.name == name and set(exporter.precisions) <= set(PRECISIONS) and exporter.precisions[0] == "fp32"
     path = tmp_path / f"model{exporter.suffix}"
-    source = network
+    source, options = network, Options(largest_batch=5)
     if exporter.made_from == "onnx":
         source = tmp_path / "source.onnx"
-        find("exporters", "onnx").write(network, CONTRACT, source, Options())
-    exporter.write(source, CONTRACT, path, Options())
-    run = exporter.load(path)
-    for batch in (1, 2, 5):
+        find("exporters", "onnx").write(network, CONTRACT, source, options)
+    try:
+        exporter.write(source, CONTRACT, path, options)
+        run = exporter.load(path)
+    except MachineError as missing:
+        assert "pip install" in str(missing)
+        pytest.skip(str(missing))
+    for batch in (1, 2, 3, 5):
         x = torch.randn(batch, 3, 32, 32)
         with torch.no_grad():
             np.testing.assert_allclose(run(x.numpy()), network(x).numpy(), atol=1e-4)
+    assert all(path.with_suffix(suffix).is_file() for suffix in exporter.beside)
+
+
+@pytest.mark.parametrize("name", [name for name in names("exporters") if find("exporters", name).suffix != ".onnx"])
+def test_a_file_that_is_none_is_refused_in_one_line(tmp_path, name):
+    exporter = find("exporters", name)
+    path = tmp_path / f"model{exporter.suffix}"
+    path.write_bytes(b"something else")
+    with pytest.raises((RequestError, MachineError, CheckFailed)) as answer:
+        exporter.load(path)
+    assert "\n" not in str(answer.value)
+
+
+def test_an_unknown_op_is_answered_with_the_nodes_name(exported):
+    model = onnx.load(exported)
+    model.graph.node.append(onnx.helper.make_node("Shrug", [model.graph.node[0].output[0]], ["shrugged"], name="shrug7"))
+    exported.write_bytes(model.SerializeToString())
+    with pytest.raises(RequestError, match=r"shrug7 \(Shrug\)"):
+        find("exporters", "onnx").load(exported)
 
 
 @pytest.fixture
