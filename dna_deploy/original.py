@@ -1,6 +1,6 @@
 """What is exported: a network, the contract its users rely on, and the images every step is held against it on."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,8 +39,8 @@ class Original:
     held_out: Inputs
     folder: Path  # where its exports go
     picked: Picked | None  # what was known of it before it was trained, for a network that was searched
-    asked: str  # the flags of dna-export that name it
-    licences: dict[str, str]  # of the teacher and the data, as far as they are known
+    asked: str = ""  # the flags of dna-export that name it
+    licences: dict[str, str] = field(default_factory=dict)  # of the teacher and the data, as far as they are known
 
     @property
     def step(self) -> Step:

@@ -220,3 +220,38 @@ def test_a_graph_with_preprocessing_inside_takes_photographs(made):
     session = pytest.importorskip("onnxruntime").InferenceSession(whole.SerializeToString())
     found = session.run(["output"], {"image": golden["images"]})[0]
     np.testing.assert_allclose(found, golden["model.onnx"], atol=1e-5)
+
+
+def asked(*flags):
+    """dna-export in this process: its exit code and what it said."""
+    from click.testing import CliRunner
+
+    from dna_deploy.cli.export import main
+
+    done = CliRunner().invoke(main, [*map(str, flags), "--json"])
+    return done.exit_code, done.output
+
+
+def test_the_command_is_a_gate(made, bundle, tmp_path):
+    code, said = asked("--verify", made, "--max-drop", "0.5%", "--max-latency", "10s", "--device", "cpu")
+    answer = json.loads(said.splitlines()[-1])
+    assert code == 0 and answer["verified"] and answer["accuracy_drop"] == 0 and answer["measured_ms"] > 0
+    code, said = asked("--verify", made, "--max-latency", "0.1us")
+    assert code == 1 and "ms measured on cpu, --max-latency" in said
+    assert asked("--verify", tmp_path / "nowhere")[0] == 2
+    (bundle / "labels.json").unlink()
+    code, said = asked("--verify", bundle)
+    assert code == 1 and "labels.json is missing" in said
+    code, said = asked("--device", "cpu")
+    assert code == 2 and "for --verify only" in said
+
+
+def test_a_loss_of_accuracy_beyond_the_limit_is_exit_1(bundle):
+    name = "model.onnx.logits.npz"
+    labels = np.arange(10)
+    right = np.eye(10, dtype=np.float32)
+    save_logits(bundle / name, labels, {"torch": right, "onnx": np.roll(right, 1, axis=1)})
+    again(bundle, name)
+    code, said = asked("--verify", bundle, "--max-drop", "0.5%")
+    assert code == 1 and "lost 100.00% of accuracy, --max-drop 0.50%" in said
+    assert asked("--verify", bundle)[0] == 0  # without the flag it is only said
