@@ -1,6 +1,6 @@
 """Every network in every format and precision that runs here: is it still the network, how large, how fast?
 
-    python -m benchmarks.export_matrix [--run NAME] [--networks resnet50,...] [--formats onnx,...] [--size 96] [--no-compile] [--quick]
+    python -m benchmarks.export_matrix [--run NAME] [--networks resnet50,...] [--formats onnx,...] [--size 96] [--no-compile]
 
 Networks: the student of a run of dna-search where there is one (real images, real accuracy), two random students, the teachers
 with the weights of their PyPI packages, and well-known networks with random weights (no accuracy, and their agreement on

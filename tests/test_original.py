@@ -68,7 +68,7 @@ def test_data_of_other_classes_judges_agreement_only(own, workdir):
     [
         (Asked("no_such_net_at_all"), "timm has no model of that name"),
         (Asked("absent.py"), "no such file"),
-        (Asked("net.py", image_size=1), "cannot run 1 x 1 pixels"),
+        (Asked("net.py", image_size=1), "cannot run images of 1 x 1"),
     ],
 )
 def test_what_cannot_be_is_answered_in_one_line(own, asked, says):
