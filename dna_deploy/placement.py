@@ -12,7 +12,7 @@ RECORD = "session.record_ep_graph_assignment_info"  # ONNX Runtime keeps the ass
 @dataclass(frozen=True)
 class Placement:
     asked: str
-    nodes: dict[str, int]  # provider -> how many nodes, after the runtime's own fusions
+    nodes: dict[str, int]  # provider -> how many nodes of the graph, before the runtime fuses them
     elsewhere: list[str]  # the nodes that another provider runs, each with its op and provider
 
     @property
