@@ -1,80 +1,190 @@
-"""The third recipe: write the found network in a deployment format, run what was written, and measure it."""
+"""The third recipe: write a network in a deployment format step by step, hold every step against the one before, measure it."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dna_deploy.arch import Architecture
-from dna_deploy.data import Images, Preprocessing, load_split, open_source
-from dna_deploy.errors import CheckFailed, RunError
-from dna_deploy.exporters._exporter import Contract, Exporter
-from dna_deploy.files import read_json, sha256, write_json
-from dna_deploy.measure import measure_whole
+from dna_deploy.bundle import GOLDEN, LOGITS, PORTABLE, VERIFICATION, write_bundle
+from dna_deploy.ranges import observe
+from dna_deploy.errors import CheckFailed, DnaError, RequestError
+from dna_deploy.exporters._exporter import Exporter, Options
+from dna_deploy.files import sha256, write_atomic, write_json
+from dna_deploy.locate import Graph, Module, locate
+from dna_deploy.measure import Latency, measure_runs, measure_whole
+from dna_deploy.original import Original
 from dna_deploy.plugins import find
+from dna_deploy.precision import lower
 from dna_deploy.progress import say
-from dna_deploy.run import Pick, Picked, Student, TeacherReport
+from dna_deploy.quantize import quantize_within
+from dna_deploy.run import Picked
 from dna_deploy.table import LatencyTable
-from dna_deploy.verify import Limits, Verification, compare, failures
+from dna_deploy.verify import LIMITS, Limits, Link, Step, Verification, compare, failures, judge, link, outputs, save_logits
 from profilers import Model
 
-BATCHES = (1, 2, 8)
+SEARCHED = 8  # images that the search for the first wrong tensor runs on
 
 
 @dataclass(frozen=True)
 class Exported:
     path: Path
     verification: Verification
-    picked: Picked
-    student: Student
 
 
-def export(pick: Pick, format: str, limits: Limits, output: Path | None = None) -> Exported:
-    """Raises CheckFailed where the exported network is not the trained one; the file and the figures stay to look at."""
-    from dna_deploy.checkpoint import load_checkpoint
-    from dna_deploy.train import logits_of
-
+def export(
+    original: Original, format: str, options: Options, limits: Mapping[str, Limits] = LIMITS, output: Path | None = None
+) -> Exported:
+    """Raises CheckFailed at the first step that is not the one before it; the files and the figures stay to look at."""
     exporter: Exporter = find("exporters", format)
-    run = pick.run
-    find("spaces", run.asked.space)  # a space of the user's own is known by its name from here on
-    arch = Architecture.load(pick.architecture)
-    if not pick.weights.exists():
-        raise RunError(f"{pick.weights}: no weights there; run the same dna-search again, it trains the found network")
-    report = read_json(run.teacher_report, TeacherReport)
-    network = arch.module(report.padding)
-    load_checkpoint(pick.weights, network)
-    network.eval()
-    contract = Contract(arch.space.image_size, tuple(report.mean), tuple(report.std), tuple(report.classes))
-    path = output or pick.export / f"model{exporter.suffix}"
-    say(f"exporting {pick.folder} to {path}")
-    exporter.export(network, contract, path)
-
-    source = open_source(run.asked.data, run.asked.data_root)
-    images = Images(source, load_split(run.split, source).test, arch.space.image_size)
-    preprocessing = Preprocessing(tuple(report.mean), tuple(report.std))  # type: ignore[arg-type]
-    reference, runs = logits_of(network, images, preprocessing).numpy(), exporter.load(path)
-    comparisons = [compare(reference, runs, images, preprocessing, batch, limits) for batch in BATCHES]
-    picked, student = read_json(pick.picked, Picked), read_json(pick.student, Student)
-    verification = Verification(
-        path.name, sha256(path), limits, comparisons, picked.predicted_ms, None, None, None, None, picked.device
-    )
-    verification = _measured(verification, path, picked)
-    write_json(path.with_name("verification.json"), verification)
+    if options.precision not in exporter.precisions:
+        raise RequestError(f"--precision {options.precision}: {exporter.name} carries {', '.join(exporter.precisions)}")
+    path = output or original.folder / f"{stem(options.precision)}{exporter.suffix}"
+    say(f"exporting {original.name} to {path}, checked on {original.test.about}")
+    first = before = original.step
+    trained = logits = outputs(first, original.test, options.largest_batch)
+    links: list[Link] = []
+    made: list[Step] = []
+    answers = {first.name: trained}
+    for step in steps(original, exporter, options, path):
+        found, after = compare(before, logits, step, original.test, options.largest_batch, limits[step.precision])
+        links.append(found if found.ok else replace(found, first_bad=_first_bad(original, before, step)))
+        answers[f"{len(links)} {step.name}"] = after
+        if not found.ok:
+            break
+        made.append(step)
+        before, logits = step, after
+    if len(links) > 1 and links[-1].ok:  # each step is near the one before; so must be the last to the first
+        whole = judge(trained, logits, original.test.labels, options.largest_batch, limits[options.precision])
+        links.append(link(first, before, limits[options.precision], [whole]))
+    latency = _latency(original, made) if links[-1].ok else None
+    verification = Verification(path.name, sha256(path) if path.exists() else None, original.test.about, links, latency)
+    write_json(path.with_name(f"{path.name}{VERIFICATION}"), verification)
+    save_logits(path.with_name(f"{path.name}{LOGITS}"), original.test.labels, answers)
     if not verification.ok:
-        raise CheckFailed(f"{path} is not the network that was trained: {'; '.join(failures(verification))}")
-    return Exported(path, verification, picked, student)
+        last = links[-1]
+        place = f"{last.file or path}: step {last.step}"
+        raise CheckFailed(f"{place} is not the network it was made from: {'; '.join(failures(last))}")
+    if output is None:
+        _pack(original, exporter, options, path)
+    return Exported(path, verification)
 
 
-def _measured(verification: Verification, path: Path, picked: Picked) -> Verification:
-    """The exported file's latency, where the device of the pick can be measured from here and runs this format."""
-    if path.suffix != ".onnx":
-        return verification
-    found = measure_whole(LatencyTable.load(Path(picked.table)), [Model("exported", path.read_bytes())], picked.predicted_ms)
-    if found is None:
-        return verification
-    measured = found["exported"].measurement
-    return replace(
-        verification,
+def _first_bad(original: Original, before: Step, step: Step) -> str | None:
+    """The first wrong tensor of a step that failed; None where it is no ONNX file that could be looked into."""
+    import onnx
+
+    if step.path is None or step.path.suffix != ".onnx":
+        return None
+    if before.path is not None and before.path.suffix != ".onnx":
+        return None
+    reference = Graph(onnx.load(before.path)) if before.path else Module(original.network)
+    images = original.test.at(range(min(SEARCHED, original.test.count)))
+    try:
+        return locate(reference, onnx.load(step.path), {"input": images}, step.precision).text
+    except Exception as error:  # a graph too broken to be cut; that the step failed must be heard all the same
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        return f"the first wrong tensor could not be searched for ({reason})"
+
+
+def _pack(original: Original, exporter: Exporter, options: Options, path: Path) -> None:
+    """The export folder becomes a bundle that can be checked anywhere."""
+    portable = path.with_name(PORTABLE)
+    if not portable.exists():  # a format made from the module needs no ONNX file; a bundle does
+        try:
+            onnx = find("exporters", "onnx")
+            onnx.write(original.network, original.contract, portable, replace(options, opset=onnx.opset, precision="fp32"))
+        except DnaError as error:
+            say(f"{path.parent} is no bundle: its portable ONNX file could not be written ({error})")
+            return
+    about = {"precision": options.precision, "opset": options.opset, "largest_batch": options.largest_batch}
+    made_from = {"command": f"dna-export {original.asked}", "format": exporter.name, **about}
+    images = original.test.at(range(min(GOLDEN, original.test.count)))
+    write_bundle(
+        path.parent, original.name, original.contract, path, exporter, options.precision, images, made_from, original.licences
+    )
+    say(f"{path.parent} is a bundle: check it anywhere with dna-export --verify {path.parent}, or python example.py in it")
+
+
+def stem(precision: str) -> str:
+    return "model" if precision == "fp32" else f"model-{precision}"
+
+
+def steps(original: Original, exporter: Exporter, options: Options, path: Path) -> Iterator[Step]:
+    """The chain from the network to the file at `path`; each step is made when the one before it has been verified."""
+    precision = options.precision
+    options = replace(options, opset=options.opset or exporter.opset)
+    onnx: Exporter = find("exporters", "onnx")
+    if exporter.made_from == "module" and exporter is not onnx:
+        exporter.write(original.network, original.contract, path, options)
+        yield Step(exporter.name, precision, exporter.load(path), path)
+        return
+    kind = "-symmetric" if exporter.symmetric_int8 and precision == "int8" else ""
+    last_graph = path if exporter is onnx else original.folder / f"{stem(precision)}{kind}.onnx"
+    graph = last_graph if precision == "fp32" else original.folder / f"{stem('fp32')}.onnx"
+    onnx.write(original.network, original.contract, graph, options)
+    yield Step(onnx.name, "fp32", onnx.load(graph), graph)
+    if precision != "fp32":
+        kept = in_precision(graph, last_graph, original, exporter, options)
+        yield Step(precision, precision, onnx.load(last_graph), last_graph, kept=kept)
+    if exporter is not onnx:
+        exporter.write(last_graph, original.contract, path, options)
+        yield Step(exporter.name, precision, exporter.load(path), path)
+
+
+def in_precision(graph: Path, target: Path, original: Original, exporter: Exporter, options: Options) -> tuple[str, ...]:
+    """Write the fp32 `graph` in another precision to `target`; returns what stays in float."""
+    import onnx
+
+    model = onnx.load(graph)
+    seen = observe(model, original.held_out)
+    if options.precision == "int8":
+        load = find("exporters", "onnx").load
+        return quantize_within(graph, target, seen, original.held_out, options.max_drop, exporter.symmetric_int8, load)
+    lowered, kept = lower(model, options.precision, seen)
+    write_atomic(target, lambda temporary: temporary.write_bytes(lowered.SerializeToString(deterministic=True)))
+    if kept:
+        say(f"{options.precision}: {len(kept)} nodes stay in float32: {'; '.join(kept[:5])}")
+    return kept
+
+
+def _latency(original: Original, made: list[Step]) -> Latency | None:
+    """The deployed file's latency beside that of the fp32 graph it was made from.
+
+    On the device of the pick, at its table's speed, where that can be measured from here and runs the format; otherwise in
+    this process, as `load` runs the file.
+    """
+    last, picked = made[-1], original.picked
+    graph = made[0] if len(made) > 1 else None
+    if picked is not None and last.path is not None and last.path.suffix == ".onnx":
+        on_device = _on_device(picked, last.path, graph.path if graph else None)
+        if on_device is not None:
+            return on_device
+    image = original.test.at([0])
+    runs = {"exported": lambda: last.run(image)} | ({"fp32": lambda: graph.run(image)} if graph else {})
+    found = measure_runs(runs)
+    measured, fp32 = found["exported"], found.get("fp32")
+    return Latency(
+        device="this process",
+        predicted_ms=None,
         measured_ms=measured.latency_ms,
-        measured_low_ms=measured.low_ms,
-        measured_high_ms=measured.high_ms,
+        low_ms=measured.low_ms,
+        high_ms=measured.high_ms,
+        fp32_ms=fp32.latency_ms if fp32 else None,
+        speed=None,
+    )
+
+
+def _on_device(picked: Picked, file: Path, fp32: Path | None) -> Latency | None:
+    models = [Model("exported", file.read_bytes()), *([Model("fp32", fp32.read_bytes())] if fp32 else [])]
+    found = measure_whole(LatencyTable.load(Path(picked.table)), models, picked.predicted_ms)
+    if found is None:
+        return None
+    measured = found["exported"].measurement
+    return Latency(
+        device=picked.device,
+        predicted_ms=picked.predicted_ms,
+        measured_ms=measured.latency_ms,
+        low_ms=measured.low_ms,
+        high_ms=measured.high_ms,
+        fp32_ms=found["fp32"].measurement.latency_ms if fp32 else None,
         speed=found["exported"].speed,
     )

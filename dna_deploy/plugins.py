@@ -27,7 +27,7 @@ def find(folder: str, name: str) -> Any:
         # by its name only: deriving needs torch and stands far above this module
         return importlib.import_module("dna_deploy.derived").Derived(name.removeprefix("derived:"))
     if name.endswith(".py"):
-        found = _from_path(Path(name), attribute)
+        found = getattr(load(Path(name), attribute), attribute)
         if found.name in names(folder):
             raise RequestError(f"{name}: its {attribute} is called {found.name!r}, like one of ours; give it another name")
         _own[folder, found.name] = found
@@ -42,10 +42,6 @@ def find(folder: str, name: str) -> Any:
 def knows(folder: str, name: str) -> bool:
     """Whether `find` would find this name."""
     return (folder, name) in _own or name in names(folder) or (folder == "spaces" and name.startswith("derived:"))
-
-
-def _from_path(file: Path, attribute: str) -> Any:
-    return getattr(load(file, attribute), attribute)
 
 
 def load(file: Path, attribute: str) -> Any:

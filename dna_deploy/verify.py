@@ -1,101 +1,294 @@
-"""Is the exported network still the one that was trained? Every test image, at several batch sizes, against PyTorch."""
+"""Is the exported network still the one that was trained? Every step of the export is held against the one before it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dna_deploy.data import Images, Preprocessing
+from dna_deploy.files import read_arrays, sha256, write_arrays
+from dna_deploy.measure import Latency
+from dna_deploy.placement import Placement, placement
 from dna_deploy.progress import bar
 
 Array = np.ndarray[Any, np.dtype[Any]]
-SCHEMA = "dna-deploy/verification/1"
+SCHEMA = "dna-deploy/verification/3"
+FEW = 12  # images that are run at each of the small batch sizes, beside all of them at the largest
+SMALL_BATCHES = (1, 2, 3)
+EDGES = ("zeros", "ones", "darkest", "brightest", "darkest and brightest in turn", "noise")
+WORST = 1e30  # stands for a difference that is no number: JSON has none for it
+USUAL = 4.0  # standard deviations of the difference of two logits; more in one image is no longer the usual difference
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What an export must keep to; fp32 through another runtime differs by rounding only."""
+    """What a step must keep to."""
 
     top1_agreement: float = 1.0  # share of images with the same winning class
-    largest_difference: float = 1e-4  # of any logit, absolute
+    largest_difference: float = 1e-4  # of any logit, in units of the reference's spread
+    harmful_flips: float = 0.0  # share of images whose class changed by more than the usual difference explains
+    accuracy_drop: float = 1.0  # of the share of right answers
+
+
+LIMITS = {  # by the precision of the step; fp32 through another runtime differs by rounding only
+    "fp32": Limits(),
+    "fp16": Limits(top1_agreement=0.999, largest_difference=0.05),
+    "bf16": Limits(top1_agreement=0.98, largest_difference=0.5),
+    "int8": Limits(top1_agreement=0.8, largest_difference=WORST, harmful_flips=1.0),  # judged by the accuracy that is lost
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the steps are run on: `at(places)` gives float32 images (N, 3, H, W) as the network takes them."""
+
+    about: str  # such as "656 test images of elpv"
+    count: int
+    at: Callable[[Sequence[int]], Array]
+    labels: Array | None  # None where nobody knows the right answers: only agreement is judged then
+
+
+@dataclass(frozen=True)
+class Step:
+    """One link of the chain torch -> onnx -> ... -> the deployed file: what was made and how to run it."""
+
+    name: str
+    precision: str
+    run: Callable[[Array], Array]
+    path: Path | None = None
+    provider: str = "CPUExecutionProvider"  # which is to run every node, where ONNX Runtime runs the step
+    kept: tuple[str, ...] = ()  # tensors or layers left in float, each with the reason
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The right answers before and after on the same images: McNemar's exact test, and the interval of the difference."""
+
+    accuracy_before: float
+    accuracy_after: float
+    lost: int  # images that were right before only
+    gained: int  # after only
+    p_value: float  # that both are equally good
+    drop_low: float  # 95 % interval of the accuracy lost (Agresti and Min 2005); negative where it may have gained
+    drop_high: float
+
+    @property
+    def drop(self) -> float:
+        return self.accuracy_before - self.accuracy_after
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The exported network against the PyTorch one on the same images, at one batch size."""
+    """A step against the one before it on the same images, at one batch size. Differences are in units of `spread`."""
 
+    about: str  # "images", or "edge inputs": zeros, ones and extremes, where only the difference is judged
     batch: int
     images: int
     top1_agreement: float
+    harmful_flips: int
     largest_difference: float
     mean_difference: float
-    accuracy_before: float
-    accuracy_after: float
+    cosine: float  # the smallest of any image
+    spread: float  # standard deviation of the reference's logits
+    accuracy: Paired | None  # None where nobody knows the right answers
     ok: bool
+
+    @property
+    def accuracy_before(self) -> float | None:
+        return None if self.accuracy is None else self.accuracy.accuracy_before
+
+    @property
+    def accuracy_after(self) -> float | None:
+        return None if self.accuracy is None else self.accuracy.accuracy_after
+
+
+@dataclass(frozen=True)
+class Link:
+    """What is known of one step: its file, the step it was compared with, and the figures."""
+
+    step: str
+    against: str
+    precision: str
+    file: str | None
+    sha256: str | None
+    kept: list[str]
+    limits: Limits
+    comparisons: list[Comparison]
+    placement: Placement | None = None  # where ONNX Runtime put the nodes; None for what it does not run
+    first_bad: str | None = None  # the first wrong tensor, where the step failed and could be searched
+
+    @property
+    def ok(self) -> bool:
+        return all(comparison.ok for comparison in self.comparisons) and not (self.placement and self.placement.elsewhere)
 
 
 @dataclass(frozen=True)
 class Verification:
+    """All steps in order; the last link holds the deployed file against the network that was trained."""
+
     file: str
-    sha256: str
-    limits: Limits
-    comparisons: list[Comparison]
-    predicted_ms: float | None  # from the table, before the network was trained
-    measured_ms: float | None  # the exported file on the device; None where the device was not at hand
-    measured_low_ms: float | None
-    measured_high_ms: float | None
-    speed: float | None  # how fast the device ran its anchors then, relative to the table's sessions
-    device: str | None
+    sha256: str | None  # None where the chain broke before it was written
+    inputs: str
+    links: list[Link]
+    latency: Latency | None  # None where it could not be measured
     schema: str = SCHEMA
 
     @property
     def ok(self) -> bool:
-        return all(comparison.ok for comparison in self.comparisons)
+        return all(link.ok for link in self.links)
 
 
-def compare(
-    reference: Array, exported: Callable[[Array], Array], images: Images, preprocessing: Preprocessing, batch: int, limits: Limits
-) -> Comparison:
-    """Run `exported` on all images in batches of `batch` and hold its logits against `reference` (N, classes)."""
+def outputs(step: Step, inputs: Inputs, batch: int, count: int | None = None) -> Array:
+    """The logits (count, classes) of the first `count` images, of all where it is left out, in batches of `batch`."""
+    count = min(count or inputs.count, inputs.count)
     found = []
-    with bar(f"verifying at batch size {batch}", len(images)) as advance:
-        for start in range(0, len(images), batch):
-            places = list(range(start, min(start + batch, len(images))))
-            found.append(exported(preprocessing(images.batch(places)).contiguous().numpy()))
+    with bar(f"running {step.name} at batch size {batch}", count) as advance:
+        for start in range(0, count, batch):
+            places = range(start, min(start + batch, count))
+            found.append(step.run(inputs.at(places)))
             advance(len(places))
-    return judge(reference, np.concatenate(found), images.labels.numpy(), batch, limits)
+    return np.concatenate(found)
 
 
-def judge(reference: Array, exported: Array, labels: Array, batch: int, limits: Limits) -> Comparison:
-    """The figures of two sets of logits (N, classes); anything not finite is a failure."""
-    if exported.shape != reference.shape or not np.isfinite(exported).all():
-        return Comparison(batch, len(labels), 0.0, float("1e30"), float("1e30"), _share(reference, labels), 0.0, False)
-    difference = np.abs(reference - exported)
-    agreement = float((reference.argmax(1) == exported.argmax(1)).mean())
-    largest = float(difference.max())
+def compare(before: Step, reference: Array, step: Step, inputs: Inputs, largest_batch: int, limits: Limits) -> tuple[Link, Array]:
+    """Run a step on all images and hold its logits against `reference`, those of the step before; returns them too."""
+    labels = inputs.labels
+    logits = outputs(step, inputs, largest_batch)
+    comparisons = [judge(reference, logits, labels, largest_batch, limits)]
+    edges = edge_inputs(inputs.at(range(min(FEW, inputs.count))))
+    asked = Inputs("edge inputs", len(edges), lambda places: edges[list(places)], None)
+    right, found = (outputs(part, asked, largest_batch) for part in (before, step))
+    comparisons.append(judge(right, found, None, largest_batch, limits, float(reference.std())))
+    for batch in SMALL_BATCHES:
+        some = outputs(step, inputs, batch, FEW)
+        few = None if labels is None else labels[: len(some)]
+        comparisons.append(judge(reference[: len(some)], some, few, batch, limits))
+    return link(before, step, limits, comparisons), logits
+
+
+def link(before: Step, step: Step, limits: Limits, comparisons: list[Comparison]) -> Link:
+    file, digest = (step.path.name, sha256(step.path)) if step.path else (None, None)
+    placed = placement(step.path, step.provider) if step.path and step.path.suffix == ".onnx" else None
+    return Link(step.name, before.name, step.precision, file, digest, list(step.kept), limits, comparisons, placed)
+
+
+def judge(
+    reference: Array, found: Array, labels: Array | None, batch: int, limits: Limits, spread: float | None = None
+) -> Comparison:
+    """The figures of two sets of logits (N, classes); anything not finite is a failure.
+
+    `spread` is given for edge inputs: that of the real images' logits, and the sign that classes are not to be judged.
+    """
+    count, about = len(reference), "images" if spread is None else "edge inputs"
+    scale = max(float(reference.std()) if spread is None else spread, 1e-30)
+    if found.shape != reference.shape or not np.isfinite(found).all():
+        lost = None if labels is None else paired(reference.argmax(1) == labels, np.zeros(count, bool))
+        return Comparison(about, batch, count, 0.0, count, WORST, WORST, 0.0, scale, lost, False)
+    before, after = reference.astype(np.float64), found.astype(np.float64)
+    difference = np.abs(before - after)
+    agreement = float((before.argmax(1) == after.argmax(1)).mean())
+    largest = float(difference.max()) / scale
+    harmful = int(harmful_flips(before, after).sum())
+    answers = None if labels is None else paired(before.argmax(1) == labels, after.argmax(1) == labels)
     return Comparison(
+        about=about,
         batch=batch,
-        images=len(labels),
+        images=count,
         top1_agreement=agreement,
+        harmful_flips=harmful,
         largest_difference=largest,
-        mean_difference=float(difference.mean()),
-        accuracy_before=_share(reference, labels),
-        accuracy_after=_share(exported, labels),
-        ok=agreement >= limits.top1_agreement and largest <= limits.largest_difference,
+        mean_difference=float(difference.mean()) / scale,
+        cosine=float(_cosine(before, after).min()),
+        spread=scale,
+        accuracy=answers,
+        ok=largest <= limits.largest_difference
+        and (
+            spread is not None
+            or (
+                agreement >= limits.top1_agreement
+                and harmful <= limits.harmful_flips * count
+                and (answers is None or answers.drop <= limits.accuracy_drop)
+            )
+        ),
     )
 
 
-def _share(logits: Array, labels: Array) -> float:
-    return float((logits.argmax(1) == labels).mean())
+def harmful_flips(before: Array, after: Array) -> Array:
+    """Which images changed their class although the reference was surer of it than the usual difference explains.
+
+    An image between two classes flips at the slightest rounding and harms nobody. The difference of two logits that each
+    move by the root mean square of all moves has sqrt(2) times that as its standard deviation.
+    """
+    ordered = np.sort(before, axis=1)
+    margin = ordered[:, -1] - ordered[:, -2] if before.shape[1] > 1 else np.full(len(before), np.inf)
+    usual = np.sqrt(2 * np.mean(np.square(before - after)))
+    harmful: Array = (before.argmax(1) != after.argmax(1)) & (margin > USUAL * usual)
+    return harmful
 
 
-def failures(verification: Verification) -> Sequence[str]:
-    """One line for each comparison that failed, with the figures and the limits."""
-    limits = verification.limits
-    return [
-        f"batch {found.batch}: top-1 agreement {found.top1_agreement:.2%} (limit {limits.top1_agreement:.2%}), largest "
-        f"difference {found.largest_difference:.2g} (limit {limits.largest_difference:.2g})"
-        for found in verification.comparisons
-        if not found.ok
-    ]
+def paired(right_before: Array, right_after: Array) -> Paired:
+    """From two rows of booleans, one place an image."""
+    from scipy.stats import binomtest
+
+    count = len(right_before)
+    lost, gained = int((right_before & ~right_after).sum()), int((~right_before & right_after).sum())
+    p_value = float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
+    # Agresti and Min: half an image is added to each of the four cells, which keeps the interval honest near zero
+    a, b, n = lost + 0.5, gained + 0.5, count + 2.0
+    middle = (a - b) / n
+    reach = 1.96 * float(np.sqrt(a + b - (a - b) ** 2 / n)) / n
+    return Paired(float(right_before.mean()), float(right_after.mean()), lost, gained, p_value, middle - reach, middle + reach)
+
+
+def edge_inputs(images: Array) -> Array:
+    """Inputs at the edge of what may come, one of each of EDGES, like `images` (N, 3, H, W) in shape and range."""
+    low, high = float(images.min()), float(images.max())
+    shape = images.shape[1:]
+    turns = np.indices(shape).sum(0) % 2
+    noise = np.random.default_rng(0).uniform(low, high, shape)
+    flat = [np.full(shape, value) for value in (0.0, 1.0, low, high)]
+    return np.stack([*flat, np.where(turns, high, low), noise]).astype(np.float32)
+
+
+def save_logits(path: Path, labels: Array | None, logits: Mapping[str, Array]) -> None:
+    """What every step answered, so that other limits can be applied without running anything: NumPy's npz, no pickle."""
+    known = {} if labels is None else {"labels": labels}
+    write_arrays(path, known | {f"logits/{name}": values.astype(np.float32) for name, values in logits.items()})
+
+
+def load_logits(path: Path) -> tuple[Array | None, dict[str, Array]]:
+    """The labels and the logits of each step, in the order of the steps."""
+    found = read_arrays(path)
+    labels = found.pop("labels", None)
+    return labels, {name.removeprefix("logits/"): values for name, values in found.items()}
+
+
+def _cosine(before: Array, after: Array) -> Array:
+    lengths = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
+    cosine: Array = np.where(lengths > 0, (before * after).sum(1) / np.maximum(lengths, 1e-300), 1.0)
+    return cosine
+
+
+def failures(link: Link) -> list[str]:
+    """One line for each thing that failed, with the figures and the limits."""
+    limits = link.limits
+    lines = []
+    for found in link.comparisons:
+        if found.ok:
+            continue
+        said = [f"largest difference {found.largest_difference:.2g} of the spread (limit {limits.largest_difference:.2g})"]
+        if found.about == "images":
+            said.append(f"top-1 agreement {found.top1_agreement:.2%} (limit {limits.top1_agreement:.2%})")
+            said.append(f"{found.harmful_flips} harmful flips (limit {limits.harmful_flips:.1%})")
+        if found.accuracy is not None:
+            paired = found.accuracy
+            said.append(
+                f"accuracy {paired.accuracy_before:.2%} -> {paired.accuracy_after:.2%} (drop limit {limits.accuracy_drop:.1%})"
+            )
+        lines.append(f"{found.about}, batch {found.batch}: {', '.join(said)}")
+    if link.placement is not None and link.placement.elsewhere:
+        lines.append(link.placement.text)
+    if link.first_bad is not None:
+        lines.append(link.first_bad)
+    return lines

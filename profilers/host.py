@@ -4,7 +4,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class HostProfiler:
                     held[key] = run
             for round in range(plan.rounds):
                 for key in plan.order(list(by_key), round):
-                    yield Visit(key, round, _sample(held.get(key) or _ready(device, by_key[key]), plan))
+                    yield Visit(key, round, sample(held.get(key) or _ready(device, by_key[key]), plan))
 
     def run(self, device: Device, model: Model, inputs: Mapping[str, object]) -> list[object]:
         outputs: list[object] = _session(device, model).run(None, dict(inputs))
@@ -79,7 +79,8 @@ def _ready(device: Device, model: Model) -> Any:
     return run
 
 
-def _sample(run: Any, plan: Plan) -> tuple[int, ...]:
+def sample(run: Callable[[], object], plan: Plan) -> tuple[int, ...]:
+    """One visit: nanoseconds of each run."""
     clock = time.perf_counter_ns
     run()  # brings code and weights back into the caches after the other models
     samples: list[int] = []

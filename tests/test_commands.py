@@ -68,10 +68,18 @@ def test_the_run_holds_everything(place):
         f"cpu-50ms/{name}"
         for name in ("architecture.json", "pick.json", "front.csv", "front.png", "top.csv", "student.safetensors")
     }
-    assert kept == own | found | {"cpu-50ms/student.json", "cpu-50ms/export/model.onnx", "cpu-50ms/export/verification.json"}
+    models = ("model.onnx", "model.onnx.verification.json", "model.onnx.logits.npz", "preprocess.onnx")
+    beside = ("manifest.json", "preprocessing.json", "labels.json", "golden.npz", "LICENCES.md", "example.py")
+    bundle = {f"cpu-50ms/export/{name}" for name in (*models, *beside)}
+    assert kept == own | found | bundle | {"cpu-50ms/student.json"}
     assert (folder / "cpu-50ms/front.png").read_bytes().startswith(b"\x89PNG")
     rows = (folder / "cpu-50ms/front.csv").read_text().splitlines()
     assert rows[0] == "predicted_ms,score,network" and len(rows) >= 2
+
+
+def test_the_bundle_verifies(place):
+    checked, said = dna("export", "--verify", "runs/try/cpu-50ms/export", "--max-drop", "0.5%", cwd=place[0])
+    assert checked["verified"] and checked["accuracy_drop"] == 0 and "files as they were shipped" in said
 
 
 def test_the_exported_file_runs_with_onnxruntime_alone(place):
@@ -124,7 +132,7 @@ def test_profiling_again_measures_nothing_new(place):
 
 def test_an_export_that_is_not_the_network_is_exit_1(place):
     _, said = dna("export", "--run", "runs/try/cpu-50ms", "--max-difference", "1e-12", cwd=place[0], expect=1)
-    assert "is not the network that was trained" in said and "largest difference" in said
+    assert "is not the network it was made from" in said and "largest difference" in said
 
 
 @pytest.mark.parametrize(

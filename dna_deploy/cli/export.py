@@ -1,70 +1,202 @@
-"""dna-export: write the found network in a deployment format and verify it."""
+"""dna-export: write a network in a deployment format and verify it."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from dna_deploy.cli._command import command
+from dna_deploy.cli._command import POSITIVE, Latency, Share, command
+
+if TYPE_CHECKING:
+    from dna_deploy.exporters._exporter import Options
+    from dna_deploy.original import Original
+    from dna_deploy.verify import Verification
+
+FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @command
-@click.option("--format", "format_", default="onnx", help="Deployment format: onnx, or a path ending in .py.")
+@click.option("--format", "format_", default="onnx", help="onnx, openvino, executorch, torch, tensorrt, or a path ending in .py.")
+@click.option("--precision", help="fp32, fp16, bf16 or int8, where the format has it; fp32 if left out.")
 @click.option("--run", "name", help="Run, or one network of it such as runs/NAME/cpu-3ms; the last one found if left out.")
-@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="File to write; export/model.* of the network.")
-@click.option("--max-difference", default=1e-4, help="Largest difference of a logit from PyTorch's that is accepted.")
-def main(format_: str, name: str | None, output: Path | None, max_difference: float) -> dict[str, Any]:
-    """Export the found network, run the file on the whole test set against PyTorch, and measure it on the device.
+@click.option("--model", help="Instead of a run: any timm model by name, or a .py file whose MODEL() returns a module.")
+@click.option("--weights", type=FILE, help="Checkpoint of --model: .safetensors, or a .pth state dict.")
+@click.option("--data", help="Labelled images to check --model on: a folder, elpv, digits, or a name timm.data reads.")
+@click.option("--data-root", help="Where the files of a timm data set lie.")
+@click.option("--image-size", type=POSITIVE, help="Input side of --model in pixels; its own if left out.")
+@click.option("--labels", type=FILE, help="Class names of --model, one a line.")
+@click.option("--output", type=FILE, help="File to write; export/model.* of the run, or exports/MODEL/model.* if left out.")
+@click.option("--opset", type=POSITIVE, help="ONNX operator set; the one the format reads best if left out.")
+@click.option("--largest-batch", type=POSITIVE, default=8, help="Every batch size up to it will run; 1, 2, 3 and it are tried.")
+@click.option("--max-difference", type=float, help="Largest difference from the step before that is accepted.")
+@click.option("--max-drop", type=Share(), help="Accuracy int8 may lose before layers go back to float (0.5% if left out).")
+@click.option("--max-latency", "max_ms", type=Latency(), help="Measured latency above it is exit code 1.")
+@click.option("--zip", "zipped", is_flag=True, help="Write the bundle as one file as well, beside its folder.")
+@click.option("--verify", type=click.Path(path_type=Path), help="Check a bundle (folder or .zip) instead of exporting.")
+@click.option("--device", help="With --verify: where its ONNX files are run and measured; here if left out.")
+def main(
+    format_: str,
+    precision: str | None,
+    name: str | None,
+    model: str | None,
+    weights: Path | None,
+    data: str | None,
+    data_root: str | None,
+    image_size: int | None,
+    labels: Path | None,
+    output: Path | None,
+    opset: int | None,
+    largest_batch: int,
+    max_difference: float | None,
+    max_drop: float | None,
+    max_ms: float | None,
+    zipped: bool,
+    verify: Path | None,
+    device: str | None,
+) -> dict[str, Any]:
+    """Export the found network, or any model, step by step; run every step against the one before, and measure the result.
+
+    What is written is a bundle: --verify checks it anywhere, with --max-drop and --max-latency as a gate.
 
     Exit codes: 0 verified, 1 a check failed, 2 the request is wrong, 3 the machine failed.
     """
+    from dna_deploy.errors import CheckFailed, RequestError
     from dna_deploy.export import export
+    from dna_deploy.exporters._exporter import PRECISIONS, Exporter, Options
+    from dna_deploy.plugins import find
+    from dna_deploy.verify import LIMITS
+
+    if verify is not None:
+        from dna_deploy.cli._bundle import verified
+
+        return verified(verify, device, max_drop, max_ms)
+    if device is not None:
+        raise RequestError("--device: for --verify only; an export is measured on the device of its run")
+    if zipped and output is not None:
+        raise RequestError("--zip: a bundle is a folder; leave out --output, which writes one file alone")
+    exporter: Exporter = find("exporters", format_)  # refused before anything is loaded
+    precision = precision or exporter.precisions[0]
+    if precision not in exporter.precisions:
+        known = "" if precision in PRECISIONS else f" is none of {', '.join(PRECISIONS)};"
+        raise RequestError(f"--precision {precision}:{known} {exporter.name} carries {', '.join(exporter.precisions)}")
+    ours = {"--weights": weights, "--data": data, "--data-root": data_root, "--image-size": image_size, "--labels": labels}
+    if model is None and (given := [flag for flag, value in ours.items() if value is not None]):
+        raise RequestError(f"{', '.join(given)}: for --model only; a run knows its own")
+    if model is not None and name is not None:
+        raise RequestError("--run and --model: choose one of them")
+    options = Options(precision, largest_batch, 0.005 if max_drop is None else max_drop, opset)
+    limits = dict(LIMITS)
+    if max_difference is not None:
+        limits = {key: replace(limit, largest_difference=max_difference) for key, limit in limits.items()}
+    original = _model(exporter, model, weights, data, data_root, image_size, labels) if model else _run(name)
+    done = export(original, format_, options, limits, output)
+    if zipped:
+        from dna_deploy.bundle import write_zip
+
+        write_zip(done.path.parent, done.path.parent.with_suffix(".zip"))
+    latency = done.verification.latency
+    _show(original, options, done.path, done.verification)
+    if max_ms is not None:
+        if latency is None:
+            raise RequestError(f"--max-latency: {done.path} cannot be measured here")
+        if latency.measured_ms > max_ms:
+            raise CheckFailed(
+                f"{done.path}: {latency.measured_ms:.3g} ms measured on {latency.device}, --max-latency {max_ms:g} ms"
+            )
+    links = done.verification.links
+    return {
+        "file": str(done.path),
+        "sha256": done.verification.sha256,
+        "precision": precision,
+        "weights": original.contract.weights,
+        "inputs": original.test.about,
+        "verified": done.verification.ok,
+        "largest_difference": max(part.largest_difference for part in links[-1].comparisons),
+        "top1_agreement": min(part.top1_agreement for part in links[-1].comparisons),
+        "test_accuracy": links[-1].comparisons[0].accuracy_after,
+        "kept_in_float": [kept for link in links for kept in link.kept],
+        "predicted_ms": latency.predicted_ms if latency else None,
+        "measured_ms": latency.measured_ms if latency else None,
+        "fp32_ms": latency.fp32_ms if latency else None,
+    }
+
+
+def _run(name: str | None) -> "Original":
+    from dna_deploy.original import from_run
+    from dna_deploy.run import find_pick
+
+    return from_run(find_pick(name))
+
+
+def _model(
+    exporter: Any,
+    model: str,
+    weights: Path | None,
+    data: str | None,
+    data_root: str | None,
+    image_size: int | None,
+    labels: Path | None,
+) -> "Original":
+    from dna_deploy.exporters.onnx import LIMIT_BYTES
+    from dna_deploy.original import Asked, from_model
+
+    through_onnx = exporter.made_from == "onnx" or exporter.name == "onnx"
+    asked = Asked(model, weights, data, data_root, image_size, labels)
+    return from_model(asked, largest_bytes=LIMIT_BYTES if through_onnx else None)
+
+
+def _show(original: "Original", options: "Options", path: Path, found: "Verification") -> None:
+    from dna_deploy.files import read_json
     from dna_deploy.measure import remark
     from dna_deploy.progress import say, show
-    from dna_deploy.run import find_pick
-    from dna_deploy.verify import Limits
+    from dna_deploy.run import Pick, Student
 
-    done = export(find_pick(name), format_, Limits(largest_difference=max_difference), output)
-    found, picked = done.verification, done.picked
     rows = [
         [
+            f"{link.against} -> {link.step}" + (", edge inputs" if part.about != "images" else ""),
             str(part.batch),
             f"{part.images}",
             f"{part.top1_agreement:.2%}",
             f"{part.largest_difference:.2g}",
-            f"{part.accuracy_before:.2%}",
-            f"{part.accuracy_after:.2%}",
+            _share(part.accuracy_before),
+            _share(part.accuracy_after),
             "ok" if part.ok else "FAILED",
         ]
-        for part in found.comparisons
+        for link in found.links
+        for part in link.comparisons
     ]
-    columns = ["batch", "images", "same top-1", "largest difference", "accuracy in PyTorch", "exported", ""]
-    show(str(done.path), columns, rows)
-    chain = [["predicted from the table", f"{picked.predicted_ms:.3g} ms", ""]]
-    if done.student.measured_ms is not None:
-        chain.append(
-            [
-                "measured before export",
-                f"{done.student.measured_ms:.3g} ms",
-                f"{done.student.measured_ms / picked.predicted_ms - 1:+.1%}",
-            ]
-        )
-    if found.measured_ms is not None:
-        chain.append(
-            ["measured after export", f"{found.measured_ms:.3g} ms", f"{found.measured_ms / picked.predicted_ms - 1:+.1%}"]
-        )
-    show(f"latency on {picked.device}, budget {picked.budget_ms:g} ms", ["", "one image", "against predicted"], chain)
-    if changed := remark(found.speed):
-        say(changed)
-    if found.measured_ms is None:
-        say(f"{picked.device} is not at hand: the latency of the exported file was not measured")
-    return {
-        "file": str(done.path),
-        "sha256": found.sha256,
-        "verified": found.ok,
-        "largest_difference": max(part.largest_difference for part in found.comparisons),
-        "top1_agreement": min(part.top1_agreement for part in found.comparisons),
-        "test_accuracy": found.comparisons[0].accuracy_after,
-        "predicted_ms": picked.predicted_ms,
-        "measured_ms": found.measured_ms,
-    }
+    columns = ["step", "batch", "images", "same top-1", "largest difference", "accuracy before", "after", ""]
+    show(str(path), columns, rows)
+    latency = found.latency
+    if latency is None:
+        say("the latency of the exported file was not measured: its device is not at hand, or does not run this format")
+        return
+    if latency.predicted_ms is not None:
+        chain = [["predicted from the table", f"{latency.predicted_ms:.3g} ms", ""]]
+        stages = {"before": read_json(Pick(original.folder.parent).student, Student).measured_ms, "after": latency.measured_ms}
+        for stage, ms in stages.items():
+            if ms is not None:
+                chain.append([f"measured {stage} export", f"{ms:.3g} ms", f"{ms / latency.predicted_ms - 1:+.1%}"])
+        show(f"latency on {latency.device}", ["", "one image", "against predicted"], chain)
+        if changed := remark(latency.speed):
+            say(changed)
+    else:
+        say(f"measured on {latency.device}: {latency.measured_ms:.3g} ms an image")
+    if latency.fp32_ms is not None:
+        say(_against_fp32(options.precision, path.suffix, latency.measured_ms, latency.fp32_ms))
+
+
+def _against_fp32(precision: str, suffix: str, ms: float, fp32_ms: float) -> str:
+    """What a lower precision, or another runtime, brings here; that it brings nothing is worth saying."""
+    what = f"{precision} {suffix}"
+    beside = f"{ms:.3g} ms, the fp32 ONNX file beside it {fp32_ms:.3g} ms"
+    if ms > 1.02 * fp32_ms:
+        return f"{what} is SLOWER here: {beside}, {ms / fp32_ms:.2f} times as long"
+    if ms < 0.98 * fp32_ms:
+        return f"{what} is faster here: {beside}, {fp32_ms / ms:.2f} times as fast"
+    return f"{what} is as fast as fp32 here: {beside}"
+
+
+def _share(value: float | None) -> str:
+    return "not known" if value is None else f"{value:.2%}"

@@ -1,0 +1,223 @@
+"""Every network in every format and precision that runs here: is it still the network, how large, how fast?
+
+    python -m benchmarks.export_matrix [--run NAME] [--networks resnet50,...] [--formats onnx,...] [--size 96] [--no-compile]
+
+Networks: the student of a run of dna-search where there is one (real images, real accuracy), two random students, the teachers
+with the weights of their PyPI packages, and well-known networks with random weights (no accuracy, and their agreement on
+synthetic images is of interest only where it is not complete). Each export is the product's own chain with all its checks.
+Latency is taken beside plain `torch.onnx.export` with ONNX Runtime's defaults, torch eager and torch.compile, one image, in
+interleaved rounds in one process. About an hour on one core at 224 pixels; each row is kept in results/export_matrix.jsonl as it
+is finished, and the same command goes on from there.
+"""
+
+import json
+import random
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from benchmarks._report import Result, arguments, plain, report
+from dna_deploy.arch import sample
+from dna_deploy.data import Preprocessing
+from dna_deploy.errors import CheckFailed, DnaError, MachineError
+from dna_deploy.export import export
+from dna_deploy.exporters._exporter import Contract, Exporter, Options
+from dna_deploy.measure import measure_runs
+from dna_deploy.original import Asked, Original, from_model, from_run, synthetic
+from dna_deploy.plugins import find, names
+from dna_deploy.run import find_pick
+
+RESULTS = Path(__file__).with_name("results") / "export_matrix.jsonl"
+MODELS = (
+    "tf_efficientnet_lite0",
+    "tf_efficientnet_lite1",
+    "tf_efficientnet_lite2",
+    "mobilenetv3_large_100",
+    "resnet50",
+    "convnext_atto",
+    "vit_tiny_patch16_224",
+)
+
+
+def student(seed: int, size: int) -> Original:
+    """A network of the space drawn at random, its weights too."""
+    torch.manual_seed(seed)
+    network = sample(find("spaces", "mobile").at(size, 4), random.Random(seed)).module().eval()
+    preprocessing = Preprocessing((0.5,) * 3, (0.5,) * 3)
+    contract = Contract(size, preprocessing.mean, preprocessing.std, tuple("abcd"), "random")
+    test, held_out = (synthetic(size, preprocessing, part) for part in (0, 1))
+    return Original(f"random student {seed}", network, contract, test, held_out, Path("exports"), None)
+
+
+def networks(run: str | None, size: int) -> dict[str, Callable[[], Original]]:
+    found: dict[str, Callable[[], Original]] = {}
+    try:
+        pick = find_pick(run)
+        found["student"] = lambda: replace(from_run(pick), picked=None)
+    except DnaError as missing:
+        print(f"no trained student: {missing}")
+    found |= {f"random student {seed}": lambda seed=seed: student(seed, size) for seed in (0, 1)}
+    return found | {name: lambda name=name: from_model(Asked(name, image_size=_size(name, size))) for name in MODELS}
+
+
+def _size(name: str, size: int) -> int:
+    return 224 if name.startswith("vit") else size  # its positions are learned for one size
+
+
+def rivals(original: Original, folder: Path, compiled_too: bool) -> dict[str, Callable[[], object]]:
+    """The network as others would run it, each a function that answers one image."""
+    import onnxruntime
+
+    network, size = original.network, original.contract.image_size
+    image = torch.zeros(1, 3, size, size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        file = folder / "plain.onnx"
+        torch.onnx.export(network, (image,), file, dynamo=True, external_data=False, verbose=False)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: image.numpy()}
+    runs: dict[str, Callable[[], object]] = {"plain": lambda: session.run(None, feed)}
+
+    def eager() -> object:
+        with torch.no_grad():
+            return network(image)
+
+    runs["eager"] = eager
+    if not compiled_too:
+        return runs
+    compiled = torch.compile(network)
+
+    def fast() -> object:
+        with torch.no_grad():
+            return compiled(image)
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fast()
+        runs["compile"] = fast
+    except Exception as error:  # no compiler here, or a network it cannot take
+        print(f"torch.compile: {str(error).splitlines()[0][:100]}")
+    return runs
+
+
+def one(original: Original, beside: dict[str, Callable[[], object]], exporter: Exporter, precision: str, folder: Path) -> dict:
+    row = {"weights": original.contract.weights, "size": original.contract.image_size, "inputs": original.test.about}
+    began = time.perf_counter()
+    try:
+        done = export(replace(original, folder=folder), exporter.name, Options(precision))
+    except CheckFailed as failed:
+        return {**row, "ok": False, "why": str(failed)}
+    seconds = time.perf_counter() - began
+    links = done.verification.links
+    last, image = links[-1].comparisons[0], original.test.at([0])
+    run = exporter.load(done.path)
+    took = measure_runs({"exported": lambda: run(image), **beside})
+    files = [done.path, *(done.path.with_suffix(suffix) for suffix in exporter.beside)]
+    return {
+        **row,
+        "ok": True,
+        "top1_agreement": last.top1_agreement,
+        "largest_difference": last.largest_difference,
+        "accuracy_before": last.accuracy_before,
+        "accuracy_after": last.accuracy_after,
+        "kept": [kept for link in links for kept in link.kept],
+        "seconds": seconds,
+        "bytes": sum(file.stat().st_size for file in files),
+        "ms": {name: found.latency_ms for name, found in took.items()},
+    }
+
+
+def kept() -> list[dict]:
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def run_all(args) -> None:
+    done = {(row["network"], row["size_asked"], row["format"], row["precision"]) for row in kept()}
+    formats = {name: find("exporters", name) for name in args.formats.split(",")}
+    for name, make in networks(args.run, args.size).items():
+        if args.networks and name not in args.networks.split(","):
+            continue
+        todo = [
+            (exporter, precision)
+            for exporter in formats.values()
+            for precision in exporter.precisions
+            if (name, args.size, exporter.name, precision) not in done and precision in args.precisions.split(",")
+        ]
+        if not todo:
+            continue
+        original = make()
+        with tempfile.TemporaryDirectory() as folder:
+            beside = rivals(original, Path(folder), not args.no_compile)
+            for exporter, precision in todo:
+                try:
+                    row = one(original, beside, exporter, precision, Path(folder))
+                except MachineError as missing:
+                    print(f"{exporter.name} is left out: {missing}")
+                    continue
+                row = {"network": name, "size_asked": args.size, "format": exporter.name, "precision": precision, **row}
+                RESULTS.parent.mkdir(exist_ok=True)
+                with RESULTS.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(json.dumps(row), flush=True)
+
+
+def summary(rows: list[dict]) -> list[Result]:
+    good = [row for row in rows if row["ok"]]
+    failed = len(rows) - len(good)
+    results = [Result("exports that failed their verification", failed, "", "= 0", failed == 0, len(rows))]
+    for precision, share in (("fp32", 1.0), ("fp16", 0.999), ("bf16", None), ("int8", None)):
+        # the classes of a network without training are decided by less than rounding: agreement says nothing of an export
+        shares = [row["top1_agreement"] for row in good if row["precision"] == precision and row["weights"] != "random"]
+        if shares:
+            least = min(shares)
+            reached = None if share is None else least >= share
+            text = "" if share is None else f">= {share:g}"
+            results.append(Result(f"{precision}: least top-1 agreement, trained networks", least, "", text, reached, len(shares)))
+    drops = [
+        (row["accuracy_before"] - row["accuracy_after"], row["kept"])
+        for row in good
+        if row["precision"] == "int8" and row["accuracy_before"] is not None
+    ]
+    if drops:
+        within = all(drop <= 0.005 or kept for drop, kept in drops)
+        worst = max(drop for drop, _ in drops)
+        results.append(
+            Result("int8: largest accuracy drop, test images", worst, "", "<= 0.005 or layers listed", within, len(drops))
+        )
+    for kind in sorted({(row["format"], row["precision"]) for row in good}):
+        mine = [row for row in good if (row["format"], row["precision"]) == kind]
+        name = " ".join(kind)
+        for rival in ("plain", "eager", "compile"):
+            ratios = [row["ms"]["exported"] / row["ms"][rival] for row in mine if rival in row["ms"]]
+            if ratios:
+                results.append(plain(f"{name}: latency over {rival}", ratios, "x"))
+        results.append(plain(f"{name}: size", [row["bytes"] / 1e6 for row in mine], "MB"))
+        results.append(plain(f"{name}: build and verification", [statistics.median(row["seconds"] for row in mine)], "s"))
+    return results
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--run", help="run of dna-search whose student is exported; the last one if left out")
+    parser.add_argument("--networks", help="only these, with commas")
+    parser.add_argument("--formats", default=",".join(names("exporters")), help="only these, with commas")
+    parser.add_argument("--precisions", default="fp32,fp16,bf16,int8", help="only these, with commas")
+    parser.add_argument("--size", type=int, default=224, help="image side; a run and a ViT have their own")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out, which needs minutes a network")
+    args = parser.parse_args()
+    if args.quick:
+        args.size, args.networks, args.precisions, args.no_compile = 96, "random student 0", "fp32,int8", True
+    torch.set_num_threads(1)
+    run_all(args)
+    report("export_matrix", summary([row for row in kept() if row["size_asked"] == args.size]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""dna-export --verify: is a bundle whole, does it still answer as it did, and is it good and fast enough?"""
+
+from pathlib import Path
+from typing import Any
+
+
+def verified(path: Path, device: str | None, max_drop: float | None, max_ms: float | None) -> dict[str, Any]:
+    """The checks in the order of what they cost; raises CheckFailed at the first that fails."""
+    from dna_deploy.bundle import check, measured_ms, opened, spoken
+    from dna_deploy.errors import CheckFailed, MachineError, RequestError
+    from dna_deploy.progress import say, show
+
+    with opened(path) as contents:
+        manifest = contents.manifest
+        say(f"{path}: {len(manifest.files)} files as they were shipped")
+        golden, left = check(contents, device)
+        rows = [
+            [part.file, f"{part.largest_difference:.2g}", f"{part.tolerance:.2g}", "ok" if part.ok else "FAILED"]
+            for part in golden
+        ]
+        show("golden images", ["model", "largest difference", "allowed", ""], rows)
+        for line in left:
+            say(line)
+        if failed := spoken(golden):
+            raise CheckFailed(f"{path}: {failed}")
+        accuracy = contents.accuracy
+        if accuracy is not None:
+            say(
+                f"{manifest.newest}: accuracy {accuracy.accuracy_before:.2%} in PyTorch, {accuracy.accuracy_after:.2%} exported; "
+                f"lost {accuracy.drop:.2%} (95 % interval {accuracy.drop_low:.2%} to {accuracy.drop_high:.2%}, "
+                f"McNemar p = {accuracy.p_value:.2g})"
+            )
+        if max_drop is not None:
+            if accuracy is None:
+                raise RequestError(f"--max-drop: {path} was exported without labels; its accuracy is not known")
+            if accuracy.drop > max_drop:
+                raise CheckFailed(f"{path}: {manifest.newest} lost {accuracy.drop:.2%} of accuracy, --max-drop {max_drop:.2%}")
+        ms = None
+        if max_ms is not None or device is not None:
+            ms, low, high = measured_ms(contents, device or "cpu")
+            say(f"{manifest.newest} on {device or 'cpu'}: {ms:.3g} ms an image ({low:.3g} to {high:.3g})")
+            if max_ms is not None and ms > max_ms:
+                raise CheckFailed(f"{path}: {ms:.3g} ms measured on {device or 'cpu'}, --max-latency {max_ms:g} ms")
+        if left:
+            raise MachineError(f"{path}: {'; '.join(left)}")
+        return {
+            "bundle": str(path),
+            "verified": True,
+            "files": len(manifest.files),
+            "models": {part.file: part.largest_difference for part in golden},
+            "accuracy_drop": accuracy.drop if accuracy else None,
+            "measured_ms": ms,
+        }

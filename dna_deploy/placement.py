@@ -1,0 +1,53 @@
+"""Which provider of ONNX Runtime runs which node: a node that runs elsewhere than asked is a failure, not a detail."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from dna_deploy.errors import CheckFailed, MachineError
+
+RECORD = "session.record_ep_graph_assignment_info"  # ONNX Runtime keeps the assignment only where it is told to
+
+
+@dataclass(frozen=True)
+class Placement:
+    asked: str
+    nodes: dict[str, int]  # provider -> how many nodes of the graph, before the runtime fuses them
+    elsewhere: list[str]  # the nodes that another provider runs, each with its op and provider
+
+    @property
+    def text(self) -> str:
+        shown = ", ".join(self.elsewhere[:3]) + (", ..." if len(self.elsewhere) > 3 else "")
+        return f"{len(self.elsewhere)} of {sum(self.nodes.values())} nodes do not run on {self.asked}: {shown}"
+
+
+def placement(path: Path, provider: str) -> Placement | None:
+    """Where the nodes of an ONNX file would run; None where this ONNX Runtime is too old to say."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MachineError("ONNX Runtime is not installed: pip install onnxruntime") from None
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        raise MachineError(
+            f"{provider} is not in this ONNX Runtime, which has {', '.join(available)}; install the package with it"
+        )
+    if not hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
+        return None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry(RECORD, "1")
+    asked = list(dict.fromkeys([provider, "CPUExecutionProvider"]))  # what falls back falls to the CPU
+    try:
+        session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=asked)
+    except Exception as error:  # onnxruntime raises a dozen types without a common base
+        reason = str(error).strip().splitlines()[0][:200]
+        raise CheckFailed(f"{path}: ONNX Runtime refuses it: {reason}") from error
+    nodes: Counter[str] = Counter()
+    elsewhere = []
+    for part in session.get_provider_graph_assignment_info():
+        for node in part.get_nodes():
+            nodes[part.ep_name] += 1
+            if part.ep_name != provider:
+                elsewhere.append(f"{node.name} ({node.op_type}) on {part.ep_name}")
+    return Placement(provider, dict(nodes), elsewhere)

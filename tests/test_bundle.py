@@ -1,0 +1,257 @@
+"""The bundle: complete, runs on numpy and onnxruntime alone, and whatever was done to it since is noticed in one line."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from dna_deploy.arch import sample
+from dna_deploy.bundle import Manifest, check, measured_ms, opened, prefix_graph, write_bundle, write_zip
+from dna_deploy.errors import CheckFailed, DnaError, RequestError
+from dna_deploy.exporters._exporter import Contract, Options
+from dna_deploy.files import read_json, sha256, write_json
+from dna_deploy.plugins import find
+from dna_deploy.verify import save_logits
+
+CONTRACT = Contract(32, (0.5, 0.4, 0.3), (0.5, 0.6, 0.7), tuple("abcdefghij"))
+REFUSED = ("torch", "timm", "onnx", "dna_deploy", "profilers", "scipy")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("made") / "bundle"
+    network = sample(find("spaces", "tests/tiny_space.py").at(32, 10), random.Random(0)).module().eval()
+    exporter = find("exporters", "onnx")
+    model = folder / "model.onnx"
+    exporter.write(network, CONTRACT, model, Options())
+    x = torch.randn(12, 3, 32, 32).clamp(-0.5, 0.9).numpy()
+    logits = exporter.load(model)(x)
+    labels = logits.argmax(1)
+    labels[0] = (labels[0] + 1) % 10
+    save_logits(folder / "model.onnx.logits.npz", labels, {"torch": logits, "onnx": logits})
+    write_json(folder / "model.onnx.verification.json", {})
+    licences = {"teacher": "Apache-2.0", "data": "CC BY 4.0"}
+    write_bundle(folder, "tiny", CONTRACT, model, exporter, "fp32", x, {"run": "runs/try"}, licences)
+    return folder
+
+
+@pytest.fixture
+def bundle(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "bundle")
+
+
+def again(bundle, name):
+    """Let the manifest agree with a file that was changed: what a careful forger does."""
+    manifest = read_json(bundle / "manifest.json", Manifest)
+    plain = json.loads((bundle / "manifest.json").read_text())
+    plain["files"][name] = {"sha256": sha256(bundle / name), "bytes": (bundle / name).stat().st_size}
+    write_json(bundle / "manifest.json", plain)
+    assert name in manifest.files
+
+
+def test_a_bundle_holds_what_it_says_and_checks_out(made):
+    names = {file.name for file in made.iterdir()}
+    assert names == {
+        "manifest.json", "model.onnx", "preprocess.onnx", "preprocessing.json", "labels.json", "golden.npz",
+        "model.onnx.verification.json", "model.onnx.logits.npz", "LICENCES.md", "example.py",
+    }  # fmt: skip
+    with opened(made) as contents:
+        assert set(contents.manifest.files) == names - {"manifest.json"} and contents.labels == list("abcdefghij")
+        (golden,), left = check(contents)
+        assert not left and golden.ok and golden.file == "model.onnx" and golden.largest_difference == 0
+        assert contents.golden["images"].shape == (8, 32, 32, 3) and contents.golden["images"].dtype == np.uint8
+        assert contents.accuracy.accuracy_before == pytest.approx(11 / 12) and contents.accuracy.drop == 0
+    assert "Apache-2.0" in (made / "LICENCES.md").read_text()
+
+
+def test_it_verifies_with_numpy_and_onnxruntime_alone(bundle):
+    code = (
+        "import runpy, sys\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] in {REFUSED!r}: raise ImportError(f'{{name}} is refused here')\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+        "runpy.run_path(sys.argv[1], run_name='__main__')\n"
+    )
+    asked = [sys.executable, "-c", code, str(bundle / "example.py")]
+    done = subprocess.run(asked, capture_output=True, text=True, cwd=bundle.parent)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("golden image") == 8 and "largest difference" in done.stdout
+    assert len((bundle / "example.py").read_text().splitlines()) <= 25
+
+    (bundle / "labels.json").write_text("[]")
+    done = subprocess.run(asked, capture_output=True, text=True, cwd=bundle.parent)
+    assert done.returncode == 1 and done.stderr.strip() == "labels.json: not the file that was shipped"
+
+
+def test_the_prefix_is_the_preprocessing(tmp_path):
+    from dna_deploy.data import Preprocessing
+
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    session = onnxruntime.InferenceSession(prefix_graph(CONTRACT))
+    found = session.run(None, {"image": pixels})[0]
+    expected = Preprocessing(CONTRACT.mean, CONTRACT.std)(torch.from_numpy(pixels).permute(0, 3, 1, 2)).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_zip_is_the_same_bundle_and_always_the_same_bytes(made, tmp_path):
+    write_zip(made, tmp_path / "one.zip")
+    write_zip(made, tmp_path / "two.zip")
+    assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
+    with opened(tmp_path / "one.zip") as contents:
+        assert check(contents)[0][0].ok
+
+
+def test_a_changed_or_missing_file_is_named(bundle):
+    content = (bundle / "model.onnx").read_bytes()
+    (bundle / "model.onnx").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(CheckFailed, match=r"model\.onnx: its SHA-256"), opened(bundle):
+        pass
+    (bundle / "model.onnx").write_bytes(content[:1000])
+    with pytest.raises(CheckFailed, match=r"model\.onnx: 1000 bytes, shipped with"), opened(bundle):
+        pass
+    (bundle / "model.onnx").unlink()
+    with pytest.raises(CheckFailed, match=r"model\.onnx is missing"), opened(bundle):
+        pass
+
+
+def test_a_cut_off_zip_is_named(made, tmp_path):
+    write_zip(made, tmp_path / "whole.zip")
+    (tmp_path / "half.zip").write_bytes((tmp_path / "whole.zip").read_bytes()[:3000])
+    with pytest.raises(RequestError, match=r"half\.zip: not a whole zip"), opened(tmp_path / "half.zip"):
+        pass
+
+
+@pytest.mark.parametrize("name", ["../evil.txt", "/etc/evil", "a/../../evil", "..\\evil", "C:\\evil"])
+def test_a_zip_that_leads_outside_is_not_unpacked(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
+        archive.writestr(name, "x")
+    with pytest.raises(RequestError, match="leads outside the bundle"), opened(tmp_path / "bad.zip"):
+        pass
+    assert [file.name for file in tmp_path.iterdir()] == ["bad.zip"]
+
+
+def test_weights_outside_the_bundle_are_not_read(bundle):
+    model = onnx.load(bundle / "model.onnx")
+    weight = model.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="../../secret.bin")
+    (bundle / "model.onnx").write_bytes(model.SerializeToString())
+    again(bundle, "model.onnx")
+    with pytest.raises(RequestError, match=r"lies in '\.\./\.\./secret\.bin', outside the bundle"), opened(bundle):
+        pass
+
+
+def test_an_unknown_op_is_named(bundle):
+    model = onnx.load(bundle / "model.onnx")
+    model.graph.node[3].op_type = "Warp"
+    (bundle / "model.onnx").write_bytes(model.SerializeToString())
+    again(bundle, "model.onnx")
+    with pytest.raises(DnaError, match="Warp") as refused, opened(bundle) as contents:
+        check(contents)
+    assert "\n" not in str(refused.value)
+
+
+def test_labels_of_another_network_are_refused(bundle):
+    (bundle / "labels.json").write_text('["a", "b"]')
+    again(bundle, "labels.json")
+    with pytest.raises(CheckFailed, match="2 labels for 10 classes"), opened(bundle):
+        pass
+
+
+def test_other_weights_fail_the_golden_images(bundle):
+    model = onnx.load(bundle / "model.onnx")
+    for part in model.graph.initializer:
+        if len(part.dims) == 4:
+            part.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(part) * 1.1, part.name))
+    (bundle / "model.onnx").write_bytes(model.SerializeToString())
+    again(bundle, "model.onnx")
+    with opened(bundle) as contents:
+        (golden,), _ = check(contents)
+    assert not golden.ok and golden.largest_difference > golden.tolerance
+
+
+def test_what_is_no_bundle_is_said(tmp_path, bundle):
+    with pytest.raises(RequestError, match="no such bundle"), opened(tmp_path / "nowhere"):
+        pass
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RequestError, match=r"no manifest\.json"), opened(tmp_path / "empty"):
+        pass
+    (bundle / "manifest.json").write_text((bundle / "manifest.json").read_text()[:200])
+    with pytest.raises(RequestError, match=r"manifest\.json: not JSON"), opened(bundle):
+        pass
+
+
+def test_a_device_runs_it_too(made):
+    with opened(made) as contents:
+        (golden,), left = check(contents, device="cpu")
+        assert golden.ok and not left and measured_ms(contents, "cpu")[0] > 0
+
+
+def test_labels_must_fit_when_it_is_written(made, tmp_path):
+    model = shutil.copy(made / "model.onnx", tmp_path / "model.onnx")
+    few = Contract(32, (0.5,) * 3, (0.5,) * 3, ("a", "b"))
+    images = np.zeros((2, 3, 32, 32), np.float32)
+    with pytest.raises(RequestError, match="10 classes, 2 labels"):
+        write_bundle(tmp_path, "x", few, Path(model), find("exporters", "onnx"), "fp32", images, {}, {})
+
+
+def test_a_graph_with_preprocessing_inside_takes_photographs(made):
+    """The optional prefix can be merged with the network into one graph."""
+    network = onnx.load(made / "model.onnx")
+    prefix = onnx.load(made / "preprocess.onnx")
+    prefix.ir_version = network.ir_version
+    whole = onnx.compose.merge_models(prefix, network, io_map=[(prefix.graph.output[0].name, "input")])
+    del whole.opset_import[1:]  # onnx.compose lists the same one twice
+    with opened(made) as contents:
+        golden = contents.golden
+    session = pytest.importorskip("onnxruntime").InferenceSession(whole.SerializeToString())
+    found = session.run(["output"], {"image": golden["images"]})[0]
+    np.testing.assert_allclose(found, golden["model.onnx"], atol=1e-5)
+
+
+def asked(*flags):
+    """dna-export in this process: its exit code and what it said."""
+    from click.testing import CliRunner
+
+    from dna_deploy.cli.export import main
+
+    done = CliRunner().invoke(main, [*map(str, flags), "--json"])
+    return done.exit_code, done.output
+
+
+def test_the_command_is_a_gate(made, bundle, tmp_path):
+    code, said = asked("--verify", made, "--max-drop", "0.5%", "--max-latency", "10s", "--device", "cpu")
+    answer = json.loads(said.splitlines()[-1])
+    assert code == 0 and answer["verified"] and answer["accuracy_drop"] == 0 and answer["measured_ms"] > 0
+    code, said = asked("--verify", made, "--max-latency", "0.1us")
+    assert code == 1 and "ms measured on cpu, --max-latency" in said
+    assert asked("--verify", tmp_path / "nowhere")[0] == 2
+    (bundle / "labels.json").unlink()
+    code, said = asked("--verify", bundle)
+    assert code == 1 and "labels.json is missing" in said
+    code, said = asked("--device", "cpu")
+    assert code == 2 and "for --verify only" in said
+
+
+def test_a_loss_of_accuracy_beyond_the_limit_is_exit_1(bundle):
+    name = "model.onnx.logits.npz"
+    labels = np.arange(10)
+    right = np.eye(10, dtype=np.float32)
+    save_logits(bundle / name, labels, {"torch": right, "onnx": np.roll(right, 1, axis=1)})
+    again(bundle, name)
+    code, said = asked("--verify", bundle, "--max-drop", "0.5%")
+    assert code == 1 and "lost 100.00% of accuracy, --max-drop 0.50%" in said
+    assert asked("--verify", bundle)[0] == 0  # without the flag it is only said

@@ -1,0 +1,89 @@
+"""What is exported: any torch module or timm model, and what is answered where it cannot be."""
+
+import pickle
+
+import pytest
+import torch
+
+from dna_deploy.data import Preprocessing
+from dna_deploy.errors import RequestError
+from dna_deploy.original import Asked, from_model, synthetic
+
+MODEL = """
+from torch import nn
+def MODEL():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+"""
+
+
+@pytest.fixture
+def own(workdir):
+    (workdir / "net.py").write_text(MODEL)
+    return "net.py"
+
+
+def test_a_module_of_the_users_with_real_images(own):
+    original = from_model(Asked(own, data="digits", image_size=32))
+    assert original.contract.labels == tuple("0123456789") and original.test.labels is not None
+    assert original.test.count + original.held_out.count < 1797 and not original.network.training
+    images = original.test.at([0, 1])
+    assert images.shape == (2, 3, 32, 32) and original.step.run(images).shape == (2, 10)
+
+
+def test_weights_are_taken_from_a_checkpoint_without_running_it(own, workdir):
+    network = from_model(Asked(own, image_size=32)).network
+    state = {name: value + 1 for name, value in network.state_dict().items()}
+    torch.save(state, workdir / "good.pth")
+    filled = from_model(Asked(own, weights=workdir / "good.pth", image_size=32)).network
+    assert all(torch.equal(value, state[name]) for name, value in filled.state_dict().items())
+
+    class Evil:
+        def __reduce__(self):
+            return (exec, ("open('run', 'w')",))
+
+    (workdir / "evil.pth").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(RequestError, match="not weights that can be read safely"):
+        from_model(Asked(own, weights=workdir / "evil.pth", image_size=32))
+    assert not (workdir / "run").exists()
+
+    torch.save({"0.weight": torch.zeros(1)}, workdir / "other.pth")
+    with pytest.raises(RequestError, match=r"not the weights of net.py"):
+        from_model(Asked(own, weights=workdir / "other.pth", image_size=32))
+
+
+def test_labels_of_the_wrong_length_are_refused(own, workdir):
+    (workdir / "names.txt").write_text("cat\ndog\n")
+    with pytest.raises(RequestError, match="2 names, the network has 10 classes"):
+        from_model(Asked(own, labels=workdir / "names.txt", image_size=32))
+
+
+def test_data_of_other_classes_judges_agreement_only(own, workdir):
+    assert from_model(Asked(own, data="digits", image_size=32)).test.labels is not None
+    (workdir / "seven.py").write_text(MODEL.replace("4, 10", "4, 7"))
+    assert from_model(Asked("seven.py", data="digits", image_size=32)).test.labels is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (Asked("no_such_net_at_all"), "timm has no model of that name"),
+        (Asked("absent.py"), "no such file"),
+        (Asked("net.py", image_size=1), "cannot run images of 1 x 1"),
+    ],
+)
+def test_what_cannot_be_is_answered_in_one_line(own, asked, says):
+    with pytest.raises(RequestError, match=says) as answer:
+        from_model(asked)
+    assert "\n" not in str(answer.value)
+
+
+def test_too_large_a_model_is_refused_before_it_is_made():
+    with pytest.raises(RequestError, match=r"4\.\d GB of weights"):
+        from_model(Asked("vit_giant_patch14_dinov2"), largest_bytes=2_000_000_000)
+
+
+def test_synthetic_images_are_always_the_same_and_of_all_scales():
+    preprocessing = Preprocessing((0.5,) * 3, (0.5,) * 3)
+    first, again, other = (synthetic(32, preprocessing, seed).at(range(64)) for seed in (0, 0, 1))
+    assert (first == again).all() and (first != other).any() and first.dtype.name == "float32"
+    assert -1 <= first.min() < -0.9 and 0.9 < first.max() <= 1

@@ -1,0 +1,110 @@
+"""int8 is symmetric and per channel, and gives back to float exactly the layers that do harm."""
+
+import math
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from dna_deploy.ranges import observe
+from dna_deploy.exporters.onnx import load
+from dna_deploy.quantize import fewest, layers, lost, quantize, quantize_within
+from dna_deploy.verify import Inputs
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.standard_normal((64, 3, 2, 2)).astype(np.float32)
+FIRST = RNG.standard_normal((8, 12)).astype(np.float32)
+SECOND = RNG.standard_normal((3, 8)).astype(np.float32)
+
+
+def network(second=SECOND):
+    """Flatten, Gemm `first`, Relu, Gemm `second`: (N, 3, 2, 2) -> (N, 3)"""
+    nodes = [
+        helper.make_node("Flatten", ["input"], ["flat"], name="flatten"),
+        helper.make_node("Gemm", ["flat", "w1", "b1"], ["hidden"], name="first", transB=1),
+        helper.make_node("Relu", ["hidden"], ["active"], name="relu"),
+        helper.make_node("Gemm", ["active", "w2", "b2"], ["output"], name="second", transB=1),
+    ]
+    bias = np.zeros(8, np.float32)
+    bias[0] = -100.0  # the first hidden unit never fires
+    weights = {"w1": FIRST, "b1": bias, "w2": second, "b2": np.zeros(3, np.float32)}
+    stored = [numpy_helper.from_array(values, name) for name, values in weights.items()]
+    shapes = [
+        helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, 2, 2]),
+        helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", 3]),
+    ]
+    graph = helper.make_graph(nodes, "g", shapes[:1], shapes[1:], stored)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def inputs(labels=None):
+    return Inputs("64 images", 64, lambda places: IMAGES[list(places)], labels)
+
+
+def quantized(model, in_float=frozenset(), symmetric=False):
+    return quantize(model, observe(model, inputs()), in_float, symmetric)
+
+
+def stored(model):
+    return {weight.name: numpy_helper.to_array(weight) for weight in model.graph.initializer}
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_weights_are_symmetric_with_a_scale_a_channel(symmetric):
+    model = quantized(network(), symmetric=symmetric)
+    onnx.checker.check_model(model, full_check=True)
+    tensors = stored(model)
+    for name, weight in (("w1", FIRST), ("w2", SECOND)):
+        codes, scale = tensors[f"{name}_quantized"], tensors[f"{name}_scale"]
+        np.testing.assert_allclose(scale, np.abs(weight).max(axis=1) / 127, rtol=0.01)
+        np.testing.assert_allclose(codes * scale[:, None], weight, atol=0.51 * scale.max())
+        assert codes.dtype == np.int8 and not tensors[f"{name}_zero_point"].any()
+    activations = {
+        name: value for name, value in tensors.items() if name.endswith("zero_point") and not name.startswith(("w", "b"))
+    }
+    if symmetric:
+        assert activations and all(value.dtype == np.int8 and value == 0 for value in activations.values())
+    else:
+        assert activations["active_zero_point"].dtype == np.uint8 and activations["active_zero_point"] == 0
+
+
+def test_a_layer_left_in_float_keeps_its_weights():
+    model = quantized(network(), frozenset({"second"}))
+    np.testing.assert_array_equal(stored(model)["w2"], SECOND)
+    assert "w1_quantized" in stored(model) and "w1" not in stored(model)
+    untouched = quantized(network(), frozenset(layers(network())))
+    assert not [node for node in untouched.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+
+
+def test_the_harmful_layer_goes_back_to_float_alone(tmp_path):
+    harmful = SECOND.copy()
+    harmful[:, 0] = 1e4  # on the unit that never fires: no use in float, and no step left for the others in int8
+    model, path, target = network(harmful), tmp_path / "m.onnx", tmp_path / "q.onnx"
+    path.write_bytes(model.SerializeToString())
+    labels = load(path)(IMAGES).argmax(1)
+    held_out = inputs(labels)
+    assert quantize_within(path, target, observe(model, held_out), held_out, 0.05, False, load) == ("second",)
+    assert (load(target)(IMAGES).argmax(1) == labels).mean() >= 0.95
+    assert quantize_within(path, target, observe(model, held_out), held_out, 1.0, False, load) == ()
+    assert (load(target)(IMAGES).argmax(1) == labels).mean() < 0.8
+
+
+def test_what_is_lost_is_net_of_what_is_gained():
+    before = np.array([[2.0, 1], [2, 1], [2, 1], [2, 1]])
+    after = np.array([[2.0, 1], [1, 2], [1, 2], [1, 2]])
+    assert lost(before, after, Inputs("four", 4, IMAGES.__getitem__, np.array([0, 0, 0, 1]))) == pytest.approx(0.25)
+    assert lost(before, after, Inputs("four", 4, IMAGES.__getitem__, None)) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("most", [1, 2, 7, 50])
+def test_the_fewest_are_found_in_few_tries(most):
+    for needed in range(1, most + 1):
+        tries = []
+
+        def fits(many, needed=needed, tries=tries):
+            tries.append(many)
+            return many >= needed
+
+        assert fewest(fits, most) == needed
+        assert len(tries) <= 2 * math.log2(most) + 2
