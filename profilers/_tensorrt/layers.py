@@ -1,0 +1,76 @@
+"""What an engine is made of, read from the text in which the builder describes it.
+
+The engine's own inspector says the same, but only on a GPU; the builder prints it everywhere, after fusion, with the types the
+kernels really take.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+TYPES = {"Float": "fp32", "Half": "fp16", "BFloat16": "bf16", "BF16": "bf16", "Int8": "int8", "FP8": "fp8"}
+_TENSOR = re.compile(r"\{ Name: (?P<name>[^,]*), .*?Dimensions: \[(?P<shape>[-0-9,\s]*)\].*?Datatype: (?P<type>\w+)[^{}]*\}")
+_FIELDS = ("Inputs", "Constants", "Outputs")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    name: str
+    shape: tuple[int, ...]  # -1 for the batch
+    type: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One kernel, or one call of a library."""
+
+    name: str
+    kind: str  # the builder's word: correlation is a convolution, gemm a matrix product, kgen a generated kernel
+    inputs: tuple[Tensor, ...]
+    constants: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    tactic: str
+    nodes: tuple[str, ...]  # of the ONNX graph that went into it
+
+    @property
+    def precision(self) -> str | None:
+        """The type it computes in, that of what it reads first; None where it computes nothing."""
+        return self.inputs[0].type if self.inputs else None
+
+
+def read_layers(text: str) -> tuple[Layer, ...]:
+    """The layers in the builder's message `Layers:`, one line each."""
+    return tuple(_layer(line) for line in text.splitlines() if line.startswith("Name: "))
+
+
+def precisions(layers: Iterable[Layer]) -> dict[str, int]:
+    """How many convolutions and matrix products (what has weights of two or more dimensions) compute in each type."""
+    weighted = [layer for layer in layers if any(sum(side != 1 for side in part.shape) > 1 for part in layer.constants)]
+    return dict(sorted(Counter(layer.precision or "unknown" for layer in weighted).items()))
+
+
+def _layer(line: str) -> Layer:
+    parts = {field: _tensors(line, field) for field in _FIELDS}
+    return Layer(
+        name=_text(line, r"^Name: (.*?), LayerType: "),
+        kind=_text(line, r"LayerType: (\w+)"),
+        inputs=parts["Inputs"],
+        constants=parts["Constants"],
+        outputs=parts["Outputs"],
+        tactic=_text(line, r"TacticName: ([^,]*)"),
+        nodes=tuple(re.findall(r"\[ONNX Layer: ([^\]]*)\]", line)),
+    )
+
+
+def _tensors(line: str, field: str) -> tuple[Tensor, ...]:
+    found = _text(line, rf"\b{field}: \[(.*?)\](?:, [A-Z]\w+: |$)")
+    return tuple(
+        Tensor(part["name"], tuple(int(side) for side in part["shape"].split(",") if side.strip()), TYPES.get(part["type"], part["type"]))
+        for part in _TENSOR.finditer(found)
+    )
+
+
+def _text(line: str, pattern: str) -> str:
+    found = re.search(pattern, line)
+    return found[1] if found else ""
