@@ -22,7 +22,7 @@ import torch
 from benchmarks._report import Result, arguments, plain, report
 from dna_deploy.arch import Architecture, sample
 from dna_deploy.data import Images, open_source
-from dna_deploy.exporters._exporter import Contract
+from dna_deploy.exporters._exporter import Contract, Options
 from dna_deploy.files import read_json
 from dna_deploy.measure import measure_whole
 from dna_deploy.plugins import find
@@ -66,7 +66,7 @@ def teacher_ms(table: LatencyTable, classes: int) -> float:
     path = RESULTS.with_name("teacher.onnx")
     path.parent.mkdir(exist_ok=True)
     contract = Contract(SIZE, (0.5,) * 3, (0.5,) * 3, tuple(map(str, range(classes))))
-    find("exporters", "onnx").export(untrained(TEACHER, classes), contract, path)
+    find("exporters", "onnx").write(untrained(TEACHER, classes), contract, path, Options())
     found = measure_whole(table, [Model("teacher", path.read_bytes())], about_ms=1e9)["teacher"]
     path.unlink()
     return keep({"role": "teacher latency", "measured_ms": found.measurement.latency_ms, "speed": found.speed})["measured_ms"]

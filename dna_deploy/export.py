@@ -1,80 +1,87 @@
-"""The third recipe: write the found network in a deployment format, run what was written, and measure it."""
+"""The third recipe: write a network in a deployment format step by step, hold every step against the one before, measure it."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from dna_deploy.arch import Architecture
-from dna_deploy.data import Images, Preprocessing, load_split, open_source
-from dna_deploy.errors import CheckFailed, RunError
-from dna_deploy.exporters._exporter import Contract, Exporter
-from dna_deploy.files import read_json, sha256, write_json
-from dna_deploy.measure import measure_whole
+from dna_deploy.errors import CheckFailed, RequestError
+from dna_deploy.exporters._exporter import Exporter, Options
+from dna_deploy.files import sha256, write_json
+from dna_deploy.measure import Latency, measure_whole
+from dna_deploy.original import Original
 from dna_deploy.plugins import find
 from dna_deploy.progress import say
-from dna_deploy.run import Pick, Picked, Student, TeacherReport
+from dna_deploy.run import Picked
 from dna_deploy.table import LatencyTable
-from dna_deploy.verify import Limits, Verification, compare, failures
+from dna_deploy.verify import LIMITS, Limits, Link, Step, Verification, compare, failures, judge, link, outputs
 from profilers import Model
-
-BATCHES = (1, 2, 8)
 
 
 @dataclass(frozen=True)
 class Exported:
     path: Path
     verification: Verification
-    picked: Picked
-    student: Student
 
 
-def export(pick: Pick, format: str, limits: Limits, output: Path | None = None) -> Exported:
-    """Raises CheckFailed where the exported network is not the trained one; the file and the figures stay to look at."""
-    from dna_deploy.checkpoint import load_checkpoint
-    from dna_deploy.train import logits_of
-
+def export(
+    original: Original, format: str, options: Options, limits: Mapping[str, Limits] = LIMITS, output: Path | None = None
+) -> Exported:
+    """Raises CheckFailed at the first step that is not the one before it; the files and the figures stay to look at."""
     exporter: Exporter = find("exporters", format)
-    run = pick.run
-    find("spaces", run.asked.space)  # a space of the user's own is known by its name from here on
-    arch = Architecture.load(pick.architecture)
-    if not pick.weights.exists():
-        raise RunError(f"{pick.weights}: no weights there; run the same dna-search again, it trains the found network")
-    network = arch.module()
-    load_checkpoint(pick.weights, network)
-    network.eval()
-    report = read_json(run.teacher_report, TeacherReport)
-    contract = Contract(arch.space.image_size, tuple(report.mean), tuple(report.std), tuple(report.classes))
-    path = output or pick.export / f"model{exporter.suffix}"
-    say(f"exporting {pick.folder} to {path}")
-    exporter.export(network, contract, path)
-
-    source = open_source(run.asked.data, run.asked.data_root)
-    images = Images(source, load_split(run.split, source).test, arch.space.image_size)
-    preprocessing = Preprocessing(tuple(report.mean), tuple(report.std))  # type: ignore[arg-type]
-    reference, runs = logits_of(network, images, preprocessing).numpy(), exporter.load(path)
-    comparisons = [compare(reference, runs, images, preprocessing, batch, limits) for batch in BATCHES]
-    picked, student = read_json(pick.picked, Picked), read_json(pick.student, Student)
-    verification = Verification(
-        path.name, sha256(path), limits, comparisons, picked.predicted_ms, None, None, None, None, picked.device
-    )
-    verification = _measured(verification, path, picked)
-    write_json(path.with_name("verification.json"), verification)
+    if options.precision not in exporter.precisions:
+        raise RequestError(f"--precision {options.precision}: {exporter.name} carries {', '.join(exporter.precisions)}")
+    path = output or original.folder / f"{stem(options.precision)}{exporter.suffix}"
+    say(f"exporting {original.name} to {path}, checked on {original.test.about}")
+    first = before = original.step
+    trained = logits = outputs(first, original.test, options.largest_batch)
+    links: list[Link] = []
+    for step in steps(original, exporter, options, path):
+        found, after = compare(before, logits, step, original.test, options.largest_batch, limits[step.precision])
+        links.append(found)
+        if not found.ok:
+            break
+        before, logits = step, after
+    if len(links) > 1 and links[-1].ok:  # each step is near the one before; so must be the last to the first
+        whole = judge(trained, logits, original.test.labels, options.largest_batch, limits[options.precision])
+        links.append(link(first, before, limits[options.precision], [whole]))
+    latency = _latency(original.picked, path) if links[-1].ok else None
+    verification = Verification(path.name, sha256(path) if path.exists() else None, original.test.about, links, latency)
+    write_json(path.with_name(f"{path.name}.verification.json"), verification)
     if not verification.ok:
-        raise CheckFailed(f"{path} is not the network that was trained: {'; '.join(failures(verification))}")
-    return Exported(path, verification, picked, student)
+        last = links[-1]
+        raise CheckFailed(
+            f"{last.file or path}: step {last.step} is not the network it was made from: {'; '.join(failures(last))}"
+        )
+    return Exported(path, verification)
 
 
-def _measured(verification: Verification, path: Path, picked: Picked) -> Verification:
+def stem(precision: str) -> str:
+    return "model" if precision == "fp32" else f"model-{precision}"
+
+
+def steps(original: Original, exporter: Exporter, options: Options, path: Path) -> Iterator[Step]:
+    """The chain from the network to the file at `path`; each step is made when the one before it has been verified."""
+    precision = options.precision
+    onnx: Exporter = find("exporters", "onnx")
+    if exporter.made_from == "module":
+        exporter.write(original.network, original.contract, path, options)
+        yield Step(exporter.name, precision, exporter.load(path), path)
+        return
+    graph = original.folder / f"{stem('fp32')}.onnx"
+    onnx.write(original.network, original.contract, graph, options)
+    yield Step(onnx.name, "fp32", onnx.load(graph), graph)
+    exporter.write(graph, original.contract, path, options)
+    yield Step(exporter.name, precision, exporter.load(path), path)
+
+
+def _latency(picked: Picked | None, path: Path) -> Latency | None:
     """The exported file's latency, where the device of the pick can be measured from here and runs this format."""
-    if path.suffix != ".onnx":
-        return verification
+    if picked is None or path.suffix != ".onnx":
+        return None
     found = measure_whole(LatencyTable.load(Path(picked.table)), [Model("exported", path.read_bytes())], picked.predicted_ms)
     if found is None:
-        return verification
-    measured = found["exported"].measurement
-    return replace(
-        verification,
-        measured_ms=measured.latency_ms,
-        measured_low_ms=measured.low_ms,
-        measured_high_ms=measured.high_ms,
-        speed=found["exported"].speed,
+        return None
+    measured, speed = found["exported"].measurement, found["exported"].speed
+    return Latency(
+        picked.device, picked.predicted_ms, measured.latency_ms, measured.low_ms, measured.high_ms, fp32_ms=None, speed=speed
     )

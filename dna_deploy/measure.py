@@ -23,6 +23,19 @@ class AtTableSpeed:
     speed: float  # of the device now; 1.1: 10 % faster than then
 
 
+@dataclass(frozen=True)
+class Latency:
+    """What is known of an exported file's speed on a device; all times of one image, at the table's speed where there is one."""
+
+    device: str
+    predicted_ms: float | None  # from the table, before the network was trained
+    measured_ms: float
+    low_ms: float
+    high_ms: float
+    fp32_ms: float | None  # the same network in fp32, measured in the same rounds; None where the file is fp32 itself
+    speed: float | None  # of the device then, relative to the table's sessions
+
+
 def device_of(table: LatencyTable) -> Device | None:
     """The device a table was measured on, where it can be measured from here; None for published tables."""
     if table.published or table.header.target not in registry():

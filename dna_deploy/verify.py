@@ -1,101 +1,167 @@
-"""Is the exported network still the one that was trained? Every test image, at several batch sizes, against PyTorch."""
+"""Is the exported network still the one that was trained? Every step of the export is held against the one before it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dna_deploy.data import Images, Preprocessing
+from dna_deploy.files import sha256
+from dna_deploy.measure import Latency
 from dna_deploy.progress import bar
 
 Array = np.ndarray[Any, np.dtype[Any]]
-SCHEMA = "dna-deploy/verification/1"
+SCHEMA = "dna-deploy/verification/2"
+FEW = 12  # images that are run at each of the small batch sizes, beside all of them at the largest
+SMALL_BATCHES = (1, 2, 3)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What an export must keep to; fp32 through another runtime differs by rounding only."""
+    """What a step must keep to."""
 
     top1_agreement: float = 1.0  # share of images with the same winning class
     largest_difference: float = 1e-4  # of any logit, absolute
 
 
+LIMITS = {  # by the precision of the step; fp32 through another runtime differs by rounding only
+    "fp32": Limits(),
+    "fp16": Limits(top1_agreement=0.999, largest_difference=0.05),
+    "bf16": Limits(top1_agreement=0.98, largest_difference=0.5),
+    "int8": Limits(top1_agreement=0.8, largest_difference=float("1e30")),  # judged by the accuracy that is lost
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the steps are run on: `at(places)` gives float32 images (N, 3, H, W) as the network takes them."""
+
+    about: str  # such as "656 test images of elpv"
+    count: int
+    at: Callable[[Sequence[int]], Array]
+    labels: Array | None  # None where nobody knows the right answers: only agreement is judged then
+
+
+@dataclass(frozen=True)
+class Step:
+    """One link of the chain torch -> onnx -> ... -> the deployed file: what was made and how to run it."""
+
+    name: str
+    precision: str
+    run: Callable[[Array], Array]
+    path: Path | None = None
+    kept: tuple[str, ...] = ()  # tensors or layers left in float, each with the reason
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """The exported network against the PyTorch one on the same images, at one batch size."""
+    """A step against the one before it on the same images, at one batch size."""
 
     batch: int
     images: int
     top1_agreement: float
     largest_difference: float
     mean_difference: float
-    accuracy_before: float
-    accuracy_after: float
+    accuracy_before: float | None
+    accuracy_after: float | None
     ok: bool
 
 
 @dataclass(frozen=True)
-class Verification:
-    file: str
-    sha256: str
+class Link:
+    """What is known of one step: its file, the step it was compared with, and the figures."""
+
+    step: str
+    against: str
+    precision: str
+    file: str | None
+    sha256: str | None
+    kept: list[str]
     limits: Limits
     comparisons: list[Comparison]
-    predicted_ms: float | None  # from the table, before the network was trained
-    measured_ms: float | None  # the exported file on the device; None where the device was not at hand
-    measured_low_ms: float | None
-    measured_high_ms: float | None
-    speed: float | None  # how fast the device ran its anchors then, relative to the table's sessions
-    device: str | None
-    schema: str = SCHEMA
 
     @property
     def ok(self) -> bool:
         return all(comparison.ok for comparison in self.comparisons)
 
 
-def compare(
-    reference: Array, exported: Callable[[Array], Array], images: Images, preprocessing: Preprocessing, batch: int, limits: Limits
-) -> Comparison:
-    """Run `exported` on all images in batches of `batch` and hold its logits against `reference` (N, classes)."""
+@dataclass(frozen=True)
+class Verification:
+    """All steps in order; the last link holds the deployed file against the network that was trained."""
+
+    file: str
+    sha256: str | None  # None where the chain broke before it was written
+    inputs: str
+    links: list[Link]
+    latency: Latency | None  # None where it could not be measured
+    schema: str = SCHEMA
+
+    @property
+    def ok(self) -> bool:
+        return all(link.ok for link in self.links)
+
+
+def outputs(step: Step, inputs: Inputs, batch: int, count: int | None = None) -> Array:
+    """The logits (count, classes) of the first `count` images, of all where it is left out, in batches of `batch`."""
+    count = min(count or inputs.count, inputs.count)
     found = []
-    with bar(f"verifying at batch size {batch}", len(images)) as advance:
-        for start in range(0, len(images), batch):
-            places = list(range(start, min(start + batch, len(images))))
-            found.append(exported(preprocessing(images.batch(places)).contiguous().numpy()))
+    with bar(f"running {step.name} at batch size {batch}", count) as advance:
+        for start in range(0, count, batch):
+            places = range(start, min(start + batch, count))
+            found.append(step.run(inputs.at(places)))
             advance(len(places))
-    return judge(reference, np.concatenate(found), images.labels.numpy(), batch, limits)
+    return np.concatenate(found)
 
 
-def judge(reference: Array, exported: Array, labels: Array, batch: int, limits: Limits) -> Comparison:
+def compare(before: Step, reference: Array, step: Step, inputs: Inputs, largest_batch: int, limits: Limits) -> tuple[Link, Array]:
+    """Run a step on all images and hold its logits against `reference`, those of the step before; returns them too."""
+    labels = inputs.labels
+    logits = outputs(step, inputs, largest_batch)
+    comparisons = [judge(reference, logits, labels, largest_batch, limits)]
+    for batch in SMALL_BATCHES:
+        some = outputs(step, inputs, batch, FEW)
+        few = None if labels is None else labels[: len(some)]
+        comparisons.append(judge(reference[: len(some)], some, few, batch, limits))
+    return link(before, step, limits, comparisons), logits
+
+
+def link(before: Step, step: Step, limits: Limits, comparisons: list[Comparison]) -> Link:
+    file, digest = (step.path.name, sha256(step.path)) if step.path else (None, None)
+    return Link(step.name, before.name, step.precision, file, digest, list(step.kept), limits, comparisons)
+
+
+def judge(reference: Array, found: Array, labels: Array | None, batch: int, limits: Limits) -> Comparison:
     """The figures of two sets of logits (N, classes); anything not finite is a failure."""
-    if exported.shape != reference.shape or not np.isfinite(exported).all():
-        return Comparison(batch, len(labels), 0.0, float("1e30"), float("1e30"), _share(reference, labels), 0.0, False)
-    difference = np.abs(reference - exported)
-    agreement = float((reference.argmax(1) == exported.argmax(1)).mean())
+    count = len(reference)
+    if found.shape != reference.shape or not np.isfinite(found).all():
+        worst = float("1e30")
+        return Comparison(batch, count, 0.0, worst, worst, _share(reference, labels), None if labels is None else 0.0, False)
+    difference = np.abs(reference - found)
+    agreement = float((reference.argmax(1) == found.argmax(1)).mean())
     largest = float(difference.max())
     return Comparison(
         batch=batch,
-        images=len(labels),
+        images=count,
         top1_agreement=agreement,
         largest_difference=largest,
         mean_difference=float(difference.mean()),
         accuracy_before=_share(reference, labels),
-        accuracy_after=_share(exported, labels),
+        accuracy_after=_share(found, labels),
         ok=agreement >= limits.top1_agreement and largest <= limits.largest_difference,
     )
 
 
-def _share(logits: Array, labels: Array) -> float:
-    return float((logits.argmax(1) == labels).mean())
+def _share(logits: Array, labels: Array | None) -> float | None:
+    return None if labels is None else float((logits.argmax(1) == labels).mean())
 
 
-def failures(verification: Verification) -> Sequence[str]:
+def failures(link: Link) -> Sequence[str]:
     """One line for each comparison that failed, with the figures and the limits."""
-    limits = verification.limits
+    limits = link.limits
     return [
         f"batch {found.batch}: top-1 agreement {found.top1_agreement:.2%} (limit {limits.top1_agreement:.2%}), largest "
         f"difference {found.largest_difference:.2g} (limit {limits.largest_difference:.2g})"
-        for found in verification.comparisons
+        for found in link.comparisons
         if not found.ok
     ]

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from dna_deploy.data import Images, Preprocessing, open_source
-from dna_deploy.verify import Limits, compare, judge
+from dna_deploy.verify import Inputs, Limits, Step, compare, judge
 
 LABELS = np.array([0, 1, 2, 1])
 LOGITS = np.array([[3.0, 1, 0], [0, 2, 1], [0, 1, 1.5], [2, 1, 0]])
@@ -38,15 +37,18 @@ def test_one_flipped_class_is_seen_even_where_the_difference_is_allowed():
     assert not found.ok and found.top1_agreement == 0.0 and found.accuracy_after == 0.0
 
 
-def test_every_image_is_run_once_at_every_batch_size():
-    source = open_source("digits")
-    images = Images(source, range(13), 8)
+def test_every_image_is_run_once_at_the_largest_batch_and_a_few_at_the_small_ones():
+    answers = np.eye(10)[np.arange(13) % 10]
+    inputs = Inputs("13 images", 13, lambda places: np.array(list(places)), np.arange(13) % 10)
     seen = []
 
-    def exported(batch):
-        seen.append(len(batch))
-        return np.eye(10)[[int(label) for label in images.labels[sum(seen[:-1]) : sum(seen)]]]
+    def run(images):
+        seen.append(list(images))
+        return answers[images]
 
-    reference = np.eye(10)[images.labels.numpy()]
-    found = compare(reference, exported, images, Preprocessing((0.5,) * 3, (0.5,) * 3), batch=4, limits=Limits())
-    assert seen == [4, 4, 4, 1] and found.ok and found.accuracy_after == 1.0
+    before, after = Step("torch", "fp32", run), Step("onnx", "fp32", run)
+    found, logits = compare(before, answers, after, inputs, 4, Limits())
+    assert found.ok and [part.batch for part in found.comparisons] == [4, 1, 2, 3] and (logits == answers).all()
+    assert seen[:4] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12]]
+    assert [len(images) for images in seen[4:]] == [1] * 12 + [2] * 6 + [3] * 4
+    assert all(part.accuracy_after == 1.0 for part in found.comparisons)

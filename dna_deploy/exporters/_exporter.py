@@ -2,13 +2,19 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from dna_deploy.graph import OPSET
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import nn
+
+    Array = np.ndarray[Any, np.dtype[Any]]
+    Run = Callable[[Array], Array]  # float32 images (N, 3, H, W), as the network takes them -> float32 logits (N, classes)
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,7 @@ class Contract:
     mean: tuple[float, ...]  # the network takes (pixel / 255 - mean) / std, RGB
     std: tuple[float, ...]
     labels: tuple[str, ...]
+    weights: str = "trained"  # where they come from; "random" for a network that knows nothing
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -38,14 +45,33 @@ class Contract:
             ),
             "dna_deploy.output": json.dumps({"name": "output", "shape": ["batch", len(self.labels)], "meaning": "logits"}),
             "dna_deploy.labels": json.dumps(list(self.labels)),
+            "dna_deploy.weights": json.dumps(self.weights),
         }
 
 
 @dataclass(frozen=True)
+class Options:
+    """What else was asked for. An exporter reads what concerns its format and ignores the rest."""
+
+    precision: str = "fp32"  # one of the exporter's; what is made from ONNX is handed a file already of it
+    largest_batch: int = 8  # runs at every batch size from 1 to this one, at least
+    opset: int = OPSET  # of the ONNX file on the way or at the end
+    compute_capability: str | None = None  # the GPU an engine is built for, such as 8.6; None: the one at hand
+    calibration: "Array | None" = field(default=None, compare=False)  # images as `Run` takes them, from outside the test set
+
+
+@dataclass(frozen=True)
 class Exporter:
-    """`export(network, contract, path)` writes the file; `load(path)` returns a function from images to logits."""
+    """A deployment format.
+
+    `write(source, contract, path, options)` writes the file at `path`; its source is a torch module in eval mode, or the path
+    of an ONNX file of the precision asked for, which was verified. `load(path)` returns a function that runs the file.
+    Inputs and outputs are float32 whatever the precision. A package that is missing is a MachineError with the pip line.
+    """
 
     name: str
     suffix: str
-    export: "Callable[[nn.Module, Contract, Path], None]"
-    load: "Callable[[Path], Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]]"
+    precisions: tuple[str, ...]  # it can carry, the first one where none is asked for
+    made_from: Literal["module", "onnx"]
+    write: Callable[[Any, Contract, Path, Options], None]
+    load: "Callable[[Path], Run]"

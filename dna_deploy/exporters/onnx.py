@@ -3,26 +3,26 @@
 import logging
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dna_deploy.errors import CheckFailed, MachineError
-from dna_deploy.exporters._exporter import Contract, Exporter
+from dna_deploy.exporters._exporter import PRECISIONS, Contract, Exporter, Options
 from dna_deploy.files import write_atomic
-from dna_deploy.graph import OPSET
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx
     from torch import nn
+
+    from dna_deploy.exporters._exporter import Array, Run
 
 LIMIT_BYTES = 2_000_000_000  # of one protobuf file
 TRAINING_ONLY = ("Dropout", "BatchNormalization")
 SCOPES = "pkg.torch.onnx.name_scopes"  # which module a node came from: the one piece of the exporter's metadata we keep
 
 
-def export(network: "nn.Module", contract: Contract, path: Path) -> None:
+def write(network: "nn.Module", contract: Contract, path: Path, options: Options) -> None:
+    """The network in fp32; other precisions are made from this file."""
     import copy
 
     import torch
@@ -40,7 +40,7 @@ def export(network: "nn.Module", contract: Contract, path: Path) -> None:
             network,
             (example,),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=options.opset,
             input_names=["input"],
             output_names=["output"],
             dynamic_shapes=({0: batch},),
@@ -52,7 +52,7 @@ def export(network: "nn.Module", contract: Contract, path: Path) -> None:
     clean(model)
     for key, value in contract.metadata.items():
         model.metadata_props.add(key=key, value=value)
-    check(model, path)
+    check(model, path, options.opset)
     write_atomic(path, lambda temporary: temporary.write_bytes(model.SerializeToString(deterministic=True)))
 
 
@@ -69,14 +69,14 @@ def clean(model: "onnx.ModelProto") -> None:
             part.metadata_props.add(key=key, value=value)
 
 
-def check(model: "onnx.ModelProto", path: Path) -> None:
+def check(model: "onnx.ModelProto", path: Path, opset: int) -> None:
     """What must hold of every file we hand over; a violation is a failed export, not a remark."""
     import onnx
 
     onnx.checker.check_model(model, full_check=True)
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    if opset != OPSET:
-        raise CheckFailed(f"{path}: the exporter wrote opset {opset}, asked for {OPSET}")
+    written = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if written != opset:
+        raise CheckFailed(f"{path}: the exporter wrote opset {written}, asked for {opset}")
     training = [node.name for node in model.graph.node if node.op_type in TRAINING_ONLY]
     if training:
         raise CheckFailed(f"{path}: {len(training)} nodes belong to training, such as {training[0]}")
@@ -86,7 +86,7 @@ def check(model: "onnx.ModelProto", path: Path) -> None:
             raise CheckFailed(f"{path}: names the folder {place} of this machine")
 
 
-def load(path: Path) -> "Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]":
+def load(path: Path) -> "Run":
     try:
         import onnxruntime
     except ImportError:
@@ -95,11 +95,11 @@ def load(path: Path) -> "Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]"
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
 
-    def run(images: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
-        output: np.ndarray[Any, Any] = session.run(["output"], {"input": images})[0]
+    def run(images: "Array") -> "Array":
+        output: Array = session.run(["output"], {"input": images})[0]
         return output
 
     return run
 
 
-EXPORTER = Exporter("onnx", ".onnx", export, load)
+EXPORTER = Exporter("onnx", ".onnx", PRECISIONS, "module", write, load)
