@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dna_deploy.errors import CheckFailed, RequestError
+from dna_deploy.errors import CannotRun, CheckFailed, RequestError
 from dna_deploy.exporters._exporter import Exporter, Options
 from dna_deploy.files import sha256, write_json
 from dna_deploy.measure import Latency, measure_whole
@@ -35,17 +35,22 @@ def export(
     first = before = original.step
     trained = logits = outputs(first, original.test, options.largest_batch)
     links: list[Link] = []
-    for step in steps(original, exporter, options, path):
-        found, after = compare(before, logits, step, original.test, options.largest_batch, limits[step.precision])
-        links.append(found)
-        if not found.ok:
-            break
-        before, logits = step, after
-    if len(links) > 1 and links[-1].ok:  # each step is near the one before; so must be the last to the first
+    not_run = None
+    try:
+        for step in steps(original, exporter, options, path):
+            found, after = compare(before, logits, step, original.test, options.largest_batch, limits[step.precision])
+            links.append(found)
+            if not found.ok:
+                break
+            before, logits = step, after
+    except CannotRun as error:
+        not_run = str(error)
+    if len(links) > 1 and links[-1].ok and not_run is None:  # each step is near the one before; so must be the last to the first
         whole = judge(trained, logits, original.test.labels, options.largest_batch, limits[options.precision])
         links.append(link(first, before, limits[options.precision], [whole]))
-    latency = _latency(original.picked, path) if links[-1].ok else None
-    verification = Verification(path.name, sha256(path) if path.exists() else None, original.test.about, links, latency)
+    latency = _latency(exporter, original.picked, path) if not_run is None and links[-1].ok else None
+    digest = sha256(path) if path.exists() else None
+    verification = Verification(path.name, digest, original.test.about, links, latency, not_run)
     write_json(path.with_name(f"{path.name}.verification.json"), verification)
     if not verification.ok:
         last = links[-1]
@@ -74,14 +79,20 @@ def steps(original: Original, exporter: Exporter, options: Options, path: Path) 
     yield Step(exporter.name, precision, exporter.load(path), path)
 
 
-def _latency(picked: Picked | None, path: Path) -> Latency | None:
+def _latency(exporter: Exporter, picked: Picked | None, path: Path) -> Latency | None:
     """The exported file's latency, where the device of the pick can be measured from here and runs this format."""
+    if exporter.measure is not None:
+        ways = exporter.measure(path)
+        for way, found in ways.items():
+            say(f"{way}: {found.latency_ms:.3g} ms ({found.low_ms:.3g} to {found.high_ms:.3g})")
+        way, best = min(ways.items(), key=lambda way: way[1].latency_ms)
+        return Latency(way, None, best.latency_ms, best.low_ms, best.high_ms, fp32_ms=None, speed=None)
     if picked is None or path.suffix != ".onnx":
         return None
-    found = measure_whole(LatencyTable.load(Path(picked.table)), [Model("exported", path.read_bytes())], picked.predicted_ms)
-    if found is None:
+    beside = measure_whole(LatencyTable.load(Path(picked.table)), [Model("exported", path.read_bytes())], picked.predicted_ms)
+    if beside is None:
         return None
-    measured, speed = found["exported"].measurement, found["exported"].speed
+    measured, speed = beside["exported"].measurement, beside["exported"].speed
     return Latency(
         picked.device, picked.predicted_ms, measured.latency_ms, measured.low_ms, measured.high_ms, fp32_ms=None, speed=speed
     )

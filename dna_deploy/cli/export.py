@@ -9,7 +9,7 @@ from dna_deploy.cli._command import command
 
 
 @command
-@click.option("--format", "format_", default="onnx", help="Deployment format: onnx, or a path ending in .py.")
+@click.option("--format", "format_", default="onnx", help="Deployment format: onnx, tensorrt, or a path ending in .py.")
 @click.option("--run", "name", help="Run, or one network of it such as runs/NAME/cpu-3ms; the last one found if left out.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="File to write; export/model.* of the network.")
 @click.option("--max-difference", type=float, help="Largest difference of a logit from the step before that is accepted.")
@@ -60,16 +60,21 @@ def main(format_: str, name: str | None, output: Path | None, max_difference: fl
         show(f"latency on {latency.device}", ["", "one image", "against predicted"], chain)
         if changed := remark(latency.speed):
             say(changed)
+    elif latency is not None:
+        say(f"latency of one image, {latency.device}: {latency.measured_ms:.3g} ms")
+    elif found.not_run is not None:
+        say(f"WRITTEN BUT NOT RUN, so neither verified nor measured: {found.not_run}")
     else:
         say("the latency of the exported file was not measured: its device is not at hand, or does not run this format")
-    last = found.links[-1]
+    last = None if found.not_run else found.links[-1]
     return {
         "file": str(done.path),
         "sha256": found.sha256,
-        "verified": found.ok,
-        "largest_difference": max(part.largest_difference for part in last.comparisons),
-        "top1_agreement": min(part.top1_agreement for part in last.comparisons),
-        "test_accuracy": last.comparisons[0].accuracy_after,
+        "verified": found.verified,
+        "not_run": found.not_run,
+        "largest_difference": max(part.largest_difference for part in last.comparisons) if last else None,
+        "top1_agreement": min(part.top1_agreement for part in last.comparisons) if last else None,
+        "test_accuracy": last.comparisons[0].accuracy_after if last else None,
         "predicted_ms": latency.predicted_ms if latency else None,
         "measured_ms": latency.measured_ms if latency else None,
     }

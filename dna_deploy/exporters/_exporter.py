@@ -1,12 +1,13 @@
 """What every exporter offers: a format is written *and* run again, or it does not count."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dna_deploy.graph import OPSET
+from profilers import Measurement
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,7 +57,9 @@ class Options:
     precision: str = "fp32"  # one of the exporter's; what is made from ONNX is handed a file already of it
     largest_batch: int = 8  # runs at every batch size from 1 to this one, at least
     opset: int = OPSET  # of the ONNX file on the way or at the end
-    compute_capability: str | None = None  # the GPU an engine is built for, such as 8.6; None: the one at hand
+    compute_capability: str | None = (
+        None  # the GPU an engine is built for, such as 8.6; None: the one at hand, without one all there are
+    )
     calibration: "Array | None" = field(default=None, compare=False)  # images as `Run` takes them, from outside the test set
 
 
@@ -66,7 +69,9 @@ class Exporter:
 
     `write(source, contract, path, options)` writes the file at `path`; its source is a torch module in eval mode, or the path
     of an ONNX file of the precision asked for, which was verified. `load(path)` returns a function that runs the file.
-    Inputs and outputs are float32 whatever the precision. A package that is missing is a MachineError with the pip line.
+    Inputs and outputs are float32 whatever the precision. A package that is missing is a MachineError with the pip line, and
+    `load` raises CannotRun for a file that is whole but not for this machine. `measure(path)` times one image, by the way it was
+    run, where no table's device runs the format.
     """
 
     name: str
@@ -75,3 +80,4 @@ class Exporter:
     made_from: Literal["module", "onnx"]
     write: Callable[[Any, Contract, Path, Options], None]
     load: "Callable[[Path], Run]"
+    measure: Callable[[Path], Mapping[str, Measurement]] | None = None

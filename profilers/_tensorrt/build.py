@@ -114,7 +114,9 @@ def _aim(tensorrt: TensorRT, config: Any, capability: str | None) -> tuple[str, 
         if here is None:
             raise DeviceUnavailable(f"{tensorrt} builds on a GPU only and there is none; TensorRT for RTX builds without one")
         if capability != here.capability:
-            raise UnknownDevice(f"compute capability {capability}: {tensorrt} builds for the GPU at hand, {here.capability}, only")
+            raise UnknownDevice(
+                f"compute capability {capability}: {tensorrt} builds for the GPU at hand, {here.capability}, only"
+            )
         return f"the GPU it was built on ({here.name}, compute capability {here.capability})", here.capability
     if capability is None:
         return "every GPU from Ampere (compute capability 8.0) on", None
@@ -213,14 +215,18 @@ def _monitor_type(tensorrt: TensorRT) -> Any:
 
         def phase_finish(self, phase_name: str) -> None:
             self.phases.finish(phase_name)
+            self.tell()
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            try:
-                self.phases.step(phase_name, step)
-                self.progress(self.phases.share)
-            except Exception as error:
-                self.stopped_by = error
+            self.phases.step(phase_name, step)
+            self.tell()
             return self.stopped_by is None
+
+        def tell(self) -> None:
+            try:
+                self.progress(self.phases.share)
+            except Exception as error:  # must not pass through the builder's own frames
+                self.stopped_by = error
 
     return Monitor
 
@@ -245,5 +251,6 @@ class Phases:
             self.share = max(self.share, begins + width * min(1.0, (step + 1) / steps))
 
     def finish(self, phase: str) -> None:
-        self.step(phase, self._open[phase][2]) if phase in self._open else None
-        self._open.pop(phase, None)
+        if phase in self._open:
+            begins, width, _ = self._open.pop(phase)
+            self.share = max(self.share, begins + width)

@@ -10,8 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 TYPES = {"Float": "fp32", "Half": "fp16", "BFloat16": "bf16", "BF16": "bf16", "Int8": "int8", "FP8": "fp8"}
-_TENSOR = re.compile(r"\{ Name: (?P<name>[^,]*), .*?Dimensions: \[(?P<shape>[-0-9,\s]*)\].*?Datatype: (?P<type>\w+)[^{}]*\}")
-_FIELDS = ("Inputs", "Constants", "Outputs")
+_TENSOR = re.compile(r"\{ Name: (?P<name>[^,]*), [^{}]*?Dimensions: \[(?P<shape>[-0-9,\s]*)\][^{}]*?Datatype: (?P<type>\w+)")
 
 
 @dataclass(frozen=True)
@@ -51,23 +50,27 @@ def precisions(layers: Iterable[Layer]) -> dict[str, int]:
 
 
 def _layer(line: str) -> Layer:
-    parts = {field: _tensors(line, field) for field in _FIELDS}
+    head, *rest = re.split(r", (Inputs|Constants|Outputs): \[", line)
+    tensors = {field: _tensors(text) for field, text in zip(rest[::2], rest[1::2], strict=True)}
     return Layer(
-        name=_text(line, r"^Name: (.*?), LayerType: "),
-        kind=_text(line, r"LayerType: (\w+)"),
-        inputs=parts["Inputs"],
-        constants=parts["Constants"],
-        outputs=parts["Outputs"],
-        tactic=_text(line, r"TacticName: ([^,]*)"),
+        name=_text(head, r"^Name: (.*?), LayerType: "),
+        kind=_text(head, r", LayerType: (\w+)"),
+        inputs=tensors.get("Inputs", ()),
+        constants=tensors.get("Constants", ()),
+        outputs=tensors.get("Outputs", ()),
+        tactic=_text(line, r", TacticName: ([^,]*)"),
         nodes=tuple(re.findall(r"\[ONNX Layer: ([^\]]*)\]", line)),
     )
 
 
-def _tensors(line: str, field: str) -> tuple[Tensor, ...]:
-    found = _text(line, rf"\b{field}: \[(.*?)\](?:, [A-Z]\w+: |$)")
+def _tensors(text: str) -> tuple[Tensor, ...]:
     return tuple(
-        Tensor(part["name"], tuple(int(side) for side in part["shape"].split(",") if side.strip()), TYPES.get(part["type"], part["type"]))
-        for part in _TENSOR.finditer(found)
+        Tensor(
+            part["name"],
+            tuple(int(side) for side in part["shape"].split(",") if side.strip()),
+            TYPES.get(part["type"], part["type"]),
+        )
+        for part in _TENSOR.finditer(text)
     )
 
 

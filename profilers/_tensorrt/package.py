@@ -44,16 +44,22 @@ def load() -> TensorRT:
         try:
             import tensorrt
         except (ImportError, OSError) as error:
-            raise DeviceUnavailable(f"TensorRT is installed but cannot be imported ({first_line(error)}); or: {INSTALL}") from error
+            raise DeviceUnavailable(
+                f"TensorRT is installed but cannot be imported ({first_line(error)}); or: {INSTALL}"
+            ) from error
         return TensorRT("TensorRT", tensorrt)
     if importlib.util.find_spec("tensorrt_rtx_bindings") is None:
-        raise DeviceUnavailable(f"TensorRT is not installed: {INSTALL} (150 MB, Linux on x86-64), or NVIDIA's own tensorrt package")
+        raise DeviceUnavailable(
+            f"TensorRT is not installed: {INSTALL} (150 MB, Linux on x86-64), or NVIDIA's own tensorrt package"
+        )
     try:
         for library in _rtx_libraries():
             ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)  # the bindings then find it loaded, under its soname
         import tensorrt_rtx_bindings
     except (ImportError, OSError) as error:
-        raise DeviceUnavailable(f"TensorRT for RTX is installed but cannot be imported ({first_line(error)}): {INSTALL}") from error
+        raise DeviceUnavailable(
+            f"TensorRT for RTX is installed but cannot be imported ({first_line(error)}): {INSTALL}"
+        ) from error
     return TensorRT("TensorRT for RTX", tensorrt_rtx_bindings)
 
 
