@@ -214,12 +214,12 @@ def test_layers_are_read_from_the_builders_words():
     text = (
         "Layers:\n"
         "Name: shapes, LayerType: shape_call, Inputs: [], Constants: [], Outputs: [], TacticName: , StreamId: 0, Metadata: \n"
-        "Name: conv_0, LayerType: correlation, Inputs: [ { Name: x, Dimensions: [-1,3,8,8], Strides: [192,1,24,3], "
-        "Datatype: Half, Format: (NHWC) Channel major format }], Constants: [ { Name: w, Dimensions: [4,3,1,1], Strides: "
-        "[3,1,3,3], Datatype: Half, Format: (NHWC) Channel major format }, { Name: s, Dimensions: [], Strides: [], Datatype: "
-        "Float, Format: (Linear) Row major linear format }], Outputs: [ { Name: y, Dimensions: [-1,4,8,8], "
-        "Strides: [256,1,32,4], Datatype: Half, Format: (NHWC) Channel major format }], TacticName: t1, StreamId: 0, Metadata: [ONNX Layer: conv]"
-        "[ONNX Layer: relu]"
+        "Name: conv_0, LayerType: correlation, "
+        "Inputs: [ { Name: x, Dimensions: [-1,3,8,8], Strides: [192,1,24,3], Datatype: Half, Format: (NHWC) Channel major }], "
+        "Constants: [ { Name: w, Dimensions: [4,3,1,1], Strides: [3,1,3,3], Datatype: Half, Format: (NHWC) Channel major }, "
+        "{ Name: s, Dimensions: [], Strides: [], Datatype: Float, Format: (Linear) Row major linear format }], "
+        "Outputs: [ { Name: y, Dimensions: [-1,4,8,8], Strides: [256,1,32,4], Datatype: Half, Format: (NHWC) Channel major }], "
+        "TacticName: t1, StreamId: 0, Metadata: [ONNX Layer: conv][ONNX Layer: relu]"
     )
     shapes, conv = read_layers(text)
     assert shapes.name == "shapes" and shapes.precision is None
