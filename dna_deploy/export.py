@@ -1,16 +1,19 @@
 """The third recipe: write a network in a deployment format step by step, hold every step against the one before, measure it."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dna_deploy.calibrate import observe
 from dna_deploy.errors import CannotRun, CheckFailed, RequestError
 from dna_deploy.exporters._exporter import Exporter, Options
-from dna_deploy.files import sha256, write_json
-from dna_deploy.measure import Latency, measure_whole
+from dna_deploy.files import sha256, write_atomic, write_json
+from dna_deploy.measure import Latency, measure_runs, measure_whole
 from dna_deploy.original import Original
 from dna_deploy.plugins import find
+from dna_deploy.precision import lower
 from dna_deploy.progress import say
+from dna_deploy.quantize import quantize_within
 from dna_deploy.run import Picked
 from dna_deploy.table import LatencyTable
 from dna_deploy.verify import LIMITS, Limits, Link, Step, Verification, compare, failures, judge, link, outputs
@@ -35,6 +38,7 @@ def export(
     first = before = original.step
     trained = logits = outputs(first, original.test, options.largest_batch)
     links: list[Link] = []
+    made: list[Step] = []
     not_run = None
     try:
         for step in steps(original, exporter, options, path):
@@ -42,21 +46,21 @@ def export(
             links.append(found)
             if not found.ok:
                 break
+            made.append(step)
             before, logits = step, after
     except CannotRun as error:
         not_run = str(error)
     if len(links) > 1 and links[-1].ok and not_run is None:  # each step is near the one before; so must be the last to the first
         whole = judge(trained, logits, original.test.labels, options.largest_batch, limits[options.precision])
         links.append(link(first, before, limits[options.precision], [whole]))
-    latency = _latency(exporter, original.picked, path) if not_run is None and links[-1].ok else None
+    latency = _latency(exporter, original, made) if not_run is None and links[-1].ok else None
     digest = sha256(path) if path.exists() else None
     verification = Verification(path.name, digest, original.test.about, links, latency, not_run)
     write_json(path.with_name(f"{path.name}.verification.json"), verification)
     if not verification.ok:
         last = links[-1]
-        raise CheckFailed(
-            f"{last.file or path}: step {last.step} is not the network it was made from: {'; '.join(failures(last))}"
-        )
+        place = f"{last.file or path}: step {last.step}"
+        raise CheckFailed(f"{place} is not the network it was made from: {'; '.join(failures(last))}")
     return Exported(path, verification)
 
 
@@ -67,32 +71,86 @@ def stem(precision: str) -> str:
 def steps(original: Original, exporter: Exporter, options: Options, path: Path) -> Iterator[Step]:
     """The chain from the network to the file at `path`; each step is made when the one before it has been verified."""
     precision = options.precision
+    options = replace(options, opset=options.opset or exporter.opset)
     onnx: Exporter = find("exporters", "onnx")
-    if exporter.made_from == "module":
+    if exporter.made_from == "module" and exporter is not onnx:
         exporter.write(original.network, original.contract, path, options)
         yield Step(exporter.name, precision, exporter.load(path), path)
         return
-    graph = original.folder / f"{stem('fp32')}.onnx"
+    kind = "-symmetric" if exporter.symmetric_int8 and precision == "int8" else ""
+    last_graph = path if exporter is onnx else original.folder / f"{stem(precision)}{kind}.onnx"
+    graph = last_graph if precision == "fp32" else original.folder / f"{stem('fp32')}.onnx"
     onnx.write(original.network, original.contract, graph, options)
     yield Step(onnx.name, "fp32", onnx.load(graph), graph)
-    exporter.write(graph, original.contract, path, options)
-    yield Step(exporter.name, precision, exporter.load(path), path)
+    if precision != "fp32":
+        kept = in_precision(graph, last_graph, original, exporter, options)
+        yield Step(precision, precision, onnx.load(last_graph), last_graph, kept=kept)
+    if exporter is not onnx:
+        exporter.write(last_graph, original.contract, path, options)
+        yield Step(exporter.name, precision, exporter.load(path), path)
 
 
-def _latency(exporter: Exporter, picked: Picked | None, path: Path) -> Latency | None:
-    """The exported file's latency, where the device of the pick can be measured from here and runs this format."""
-    if exporter.measure is not None:
-        ways = exporter.measure(path)
-        for way, found in ways.items():
-            say(f"{way}: {found.latency_ms:.3g} ms ({found.low_ms:.3g} to {found.high_ms:.3g})")
+def in_precision(graph: Path, target: Path, original: Original, exporter: Exporter, options: Options) -> tuple[str, ...]:
+    """Write the fp32 `graph` in another precision to `target`; returns what stays in float."""
+    import onnx
+
+    model = onnx.load(graph)
+    seen = observe(model, original.held_out)
+    if options.precision == "int8":
+        load = find("exporters", "onnx").load
+        return quantize_within(graph, target, seen, original.held_out, options.max_drop, exporter.symmetric_int8, load)
+    lowered, kept = lower(model, options.precision, seen)
+    write_atomic(target, lambda temporary: temporary.write_bytes(lowered.SerializeToString(deterministic=True)))
+    if kept:
+        say(f"{options.precision}: {len(kept)} nodes stay in float32: {'; '.join(kept[:5])}")
+    return kept
+
+
+def _latency(exporter: Exporter, original: Original, made: list[Step]) -> Latency | None:
+    """The deployed file's latency beside that of the fp32 graph it was made from.
+
+    Measured the format's own way where it has one; else on the device of the pick, at its table's speed, where that can be
+    measured from here and runs the format; else in this process, as `load` runs the file.
+    """
+    last, picked = made[-1], original.picked
+    if exporter.measure is not None and last.path is not None:
+        ways = exporter.measure(last.path)
+        for way, taken in ways.items():
+            say(f"{way}: {taken.latency_ms:.3g} ms ({taken.low_ms:.3g} to {taken.high_ms:.3g})")
         way, best = min(ways.items(), key=lambda way: way[1].latency_ms)
         return Latency(way, None, best.latency_ms, best.low_ms, best.high_ms, fp32_ms=None, speed=None)
-    if picked is None or path.suffix != ".onnx":
-        return None
-    beside = measure_whole(LatencyTable.load(Path(picked.table)), [Model("exported", path.read_bytes())], picked.predicted_ms)
-    if beside is None:
-        return None
-    measured, speed = beside["exported"].measurement, beside["exported"].speed
+    graph = made[0] if len(made) > 1 else None
+    if picked is not None and last.path is not None and last.path.suffix == ".onnx":
+        on_device = _on_device(picked, last.path, graph.path if graph else None)
+        if on_device is not None:
+            return on_device
+    image = original.test.at([0])
+    runs = {"exported": lambda: last.run(image)} | ({"fp32": lambda: graph.run(image)} if graph else {})
+    found = measure_runs(runs)
+    measured, fp32 = found["exported"], found.get("fp32")
     return Latency(
-        picked.device, picked.predicted_ms, measured.latency_ms, measured.low_ms, measured.high_ms, fp32_ms=None, speed=speed
+        device="this process",
+        predicted_ms=None,
+        measured_ms=measured.latency_ms,
+        low_ms=measured.low_ms,
+        high_ms=measured.high_ms,
+        fp32_ms=fp32.latency_ms if fp32 else None,
+        speed=None,
+    )
+
+
+def _on_device(picked: Picked, file: Path, fp32: Path | None) -> Latency | None:
+    models = [Model("exported", file.read_bytes()), *([Model("fp32", fp32.read_bytes())] if fp32 else [])]
+    found = measure_whole(LatencyTable.load(Path(picked.table)), models, picked.predicted_ms)
+    if found is None:
+        return None
+    measured = found["exported"].measurement
+    return Latency(
+        device=picked.device,
+        predicted_ms=picked.predicted_ms,
+        measured_ms=measured.latency_ms,
+        low_ms=measured.low_ms,
+        high_ms=measured.high_ms,
+        fp32_ms=found["fp32"].measurement.latency_ms if fp32 else None,
+        speed=found["exported"].speed,
     )

@@ -1,7 +1,8 @@
 """Measure whole networks on a device at the speed its latency table was taken at."""
 
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dna_deploy.arch import Architecture
@@ -11,6 +12,7 @@ from dna_deploy.plugins import knows
 from dna_deploy.progress import bar
 from dna_deploy.table import LatencyTable
 from profilers import Device, Measurement, Model, Plan, Stop, Visit, find_profiler, measure, registry, scaled, summarize
+from profilers.host import sample
 
 REFERENCES = 5  # networks of the table measured beside others
 
@@ -27,7 +29,7 @@ class AtTableSpeed:
 class Latency:
     """What is known of an exported file's speed on a device; all times of one image, at the table's speed where there is one."""
 
-    device: str
+    device: str  # a device of the tables, or "this process": the file as `load` runs it, with its runtime's own defaults
     predicted_ms: float | None  # from the table, before the network was trained
     measured_ms: float
     low_ms: float
@@ -65,6 +67,20 @@ def measure_whole(
     speeds = [table.measurements[key].latency_ms / summarize(taken[key]).latency_ms for key in references]
     speed = statistics.median(speeds) if speeds else 1.0
     return {model.key: AtTableSpeed(scaled(summarize(taken[model.key]), speed), speed) for model in models}
+
+
+def measure_runs(runs: Mapping[str, Callable[[], object]], seconds: float = 20.0) -> dict[str, Measurement]:
+    """Time functions of this process beside each other, in interleaved rounds like everything else."""
+    plan, taken = Plan(rounds=24, anchors=0), {key: list[Visit]() for key in runs}
+    end = time.monotonic() + seconds
+    with bar("measuring in this process", plan.rounds * len(runs)) as advance:
+        for round in range(plan.rounds):
+            for key in plan.order(list(runs), round):
+                taken[key].append(Visit(key, round, sample(runs[key], plan)))
+                advance(1)
+            if time.monotonic() > end:
+                break
+    return {key: summarize(visits) for key, visits in taken.items()}
 
 
 def remark(speed: float | None) -> str | None:

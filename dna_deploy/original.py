@@ -1,24 +1,30 @@
 """What is exported: a network, the contract its users rely on, and the images every step is held against it on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dna_deploy.arch import Architecture
-from dna_deploy.data import Images, Preprocessing, load_split, open_source
-from dna_deploy.errors import RunError
+from dna_deploy.data import Images, Preprocessing, Source, load_split, open_source, split
+from dna_deploy.errors import RequestError, RunError
 from dna_deploy.exporters._exporter import Contract
 from dna_deploy.files import read_json
-from dna_deploy.plugins import find
+from dna_deploy.plugins import find, load_file
+from dna_deploy.progress import say
 from dna_deploy.run import Pick, Picked, TeacherReport
 from dna_deploy.verify import Inputs, Step
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from dna_deploy.exporters._exporter import Array
+
+EXPORTS = Path("exports")
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SYNTHETIC = 64  # images where there are no real ones
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,186 @@ def from_run(pick: Pick) -> Original:
         folder=pick.export,
         picked=read_json(pick.picked, Picked),
     )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A network of the user's: a timm model by name, or a Python file that defines MODEL, a function that returns a module."""
+
+    model: str
+    weights: Path | None = None  # a checkpoint; else the model's own trained weights, where they can be had
+    data: str | None = None  # real images, as dna-search takes them; else synthetic ones
+    data_root: str | None = None
+    image_size: int | None = None  # the model's own where None
+    labels: Path | None = None  # one name a line
+
+
+def from_model(asked: Asked, largest_bytes: int | None = None) -> Original:
+    """A network that was not searched; refused before it is loaded where its weights are larger than `largest_bytes`."""
+    network, weights, size, preprocessing = (_own if asked.model.endswith(".py") else _timm)(asked, largest_bytes)
+    size = asked.image_size or size
+    classes = _classes(network, size, asked)
+    source = open_source(asked.data, asked.data_root) if asked.data else None
+    names = _labels(asked, classes, source)
+    if weights == "random":
+        say(f"{asked.model}: no trained weights could be had, these are RANDOM: the chain can be proved, the file is of no use")
+    test, held_out = _parts(source, size, classes, preprocessing)
+    name = Path(asked.model).stem if asked.model.endswith(".py") else asked.model
+    return Original(
+        name=name,
+        network=network,
+        contract=Contract(size, preprocessing.mean, preprocessing.std, names, weights),
+        test=test,
+        held_out=held_out,
+        folder=EXPORTS / (name if weights != "random" else f"{name}-untrained"),
+        picked=None,
+    )
+
+
+def _timm(asked: Asked, largest_bytes: int | None) -> "tuple[nn.Module, str, int, Preprocessing]":
+    import timm
+    import torch
+    from timm.data import resolve_model_data_config
+
+    from dna_deploy.teacher import packaged_weights, read_weights
+
+    if not timm.is_model(asked.model):
+        near = timm.list_models(f"*{asked.model.split('_')[0]}*")[:3]
+        raise RequestError(
+            f"--model {asked.model}: timm has no model of that name{'; near: ' + ', '.join(near) if near else ''}; "
+            "expected one of timm's, or a path ending in .py"
+        )
+    with torch.device("meta"):
+        _require_at_most(timm.create_model(asked.model), largest_bytes, asked.model)
+    state = read_weights(asked.weights) if asked.weights else packaged_weights(asked.model)
+    if state is not None:
+        classifier = timm.get_pretrained_cfg_value(asked.model, "classifier")
+        known = state.get(f"{classifier}.weight") if isinstance(classifier, str) else None
+        network = timm.create_model(asked.model, **({} if known is None else {"num_classes": known.shape[0]}))
+        _fill(network, state, asked)
+        weights = str(asked.weights.name) if asked.weights else "packaged"
+    else:
+        network, weights = _downloaded(asked.model)
+    config = resolve_model_data_config(network)
+    return network.eval(), weights, config["input_size"][-1], Preprocessing(tuple(config["mean"]), tuple(config["std"]))
+
+
+def _downloaded(name: str) -> "tuple[nn.Module, str]":
+    """timm's own weights from its cache or the network; random ones, always the same, where there are none."""
+    import logging
+    import os
+    import socket
+
+    import timm
+    import torch
+
+    try:
+        socket.getaddrinfo("huggingface.co", 443)
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # asks the cache only, instead of a minute of retries
+    logging.getLogger("timm").setLevel(logging.ERROR)
+    try:
+        return timm.create_model(name, pretrained=True), "timm"
+    except Exception:  # no such weights, no network, a broken download: each in a type of its own
+        torch.manual_seed(0)
+        return timm.create_model(name), "random"
+
+
+def _own(asked: Asked, largest_bytes: int | None) -> "tuple[nn.Module, str, int, Preprocessing]":
+    import torch
+
+    from dna_deploy.teacher import read_weights
+
+    torch.manual_seed(0)
+    network = load_file(Path(asked.model), "MODEL")()
+    if not isinstance(network, torch.nn.Module):
+        raise RequestError(f"{asked.model}: MODEL() returned {type(network).__name__}; expected a torch.nn.Module")
+    _require_at_most(network, largest_bytes, asked.model)
+    if asked.weights:
+        _fill(network, read_weights(asked.weights), asked)
+    return network.eval(), str(asked.weights.name) if asked.weights else "as MODEL returns them", 224, Preprocessing(*IMAGENET)
+
+
+def _require_at_most(network: "nn.Module", largest_bytes: int | None, name: str) -> None:
+    size = 4 * sum(weight.numel() for weight in (*network.parameters(), *network.buffers()))
+    if largest_bytes is not None and size > largest_bytes:
+        raise RequestError(
+            f"--model {name}: {size / 1e9:.1f} GB of weights; a file of this format holds {largest_bytes / 1e9:.0f} GB: "
+            "choose a smaller model, or --format torch"
+        )
+
+
+def _fill(network: "nn.Module", state: "dict[str, torch.Tensor]", asked: Asked) -> None:
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()[:160]
+        raise RequestError(f"--weights {asked.weights}: not the weights of {asked.model} ({reason})") from error
+
+
+def _classes(network: "nn.Module", size: int, asked: Asked) -> int:
+    """How many class scores one image of this size gives."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            logits = network(torch.zeros(2, 3, size, size))
+    except Exception as error:  # whatever a module raises for a size it does not take
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise RequestError(
+            f"--model {asked.model}: cannot run images of {size} x {size} ({reason}); choose --image-size"
+        ) from error
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        kind = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise RequestError(f"--model {asked.model}: answers with {kind}; expected class scores (batch, classes)")
+    return int(logits.shape[1])
+
+
+def _labels(asked: Asked, classes: int, source: Source | None) -> tuple[str, ...]:
+    if asked.labels is not None:
+        try:
+            names = tuple(line.strip() for line in asked.labels.read_text(encoding="utf-8").splitlines() if line.strip())
+        except (OSError, UnicodeDecodeError) as error:
+            raise RequestError(f"--labels {asked.labels}: cannot be read ({error}); expected one name a line") from None
+        if len(names) != classes:
+            raise RequestError(f"--labels {asked.labels}: {len(names)} names, the network has {classes} classes")
+        return names
+    if source is not None and len(source.classes) == classes:
+        return source.classes
+    if classes == 1000:
+        from timm.data import ImageNetInfo
+
+        return tuple(ImageNetInfo().label_descriptions())
+    return tuple(map(str, range(classes)))
+
+
+def _parts(source: Source | None, size: int, classes: int, preprocessing: Preprocessing) -> tuple[Inputs, Inputs]:
+    if source is None:
+        say(f"no --data: checked on {SYNTHETIC} synthetic images, always the same; they say nothing of its accuracy")
+        return synthetic(size, preprocessing, seed=0), synthetic(size, preprocessing, seed=1)
+    parts = split(source)
+    test, held_out = (
+        inputs_of(Images(source, part, size), preprocessing, f"{name} images of {source.name}")
+        for name, part in (("test", parts.test), ("held-out", parts.held_out))
+    )
+    if len(source.classes) == classes:
+        return test, held_out
+    say(f"{source.name} has {len(source.classes)} classes, the network {classes}: agreement is judged, accuracy is not")
+    return replace(test, labels=None), replace(held_out, labels=None)
+
+
+def synthetic(size: int, preprocessing: Preprocessing, seed: int) -> Inputs:
+    """Images with structure at every scale, as photographs have it: noise of many resolutions, added up."""
+    import torch
+    from torch.nn import functional
+
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.zeros(SYNTHETIC, 3, size, size)
+    for side in (2, 4, 8, 16, 32, size):
+        noise = torch.randn(SYNTHETIC, 3, side, side, generator=generator)
+        pixels += functional.interpolate(noise, size=(size, size), mode="bilinear", align_corners=False)
+    images = preprocessing((pixels * 32 + 128).clamp(0, 255).to(torch.uint8)).contiguous().numpy()
+    return Inputs(f"{SYNTHETIC} synthetic images", SYNTHETIC, lambda places: np.ascontiguousarray(images[list(places)]), None)
 
 
 def inputs_of(images: Images, preprocessing: Preprocessing, about: str) -> Inputs:

@@ -24,7 +24,7 @@ def find(folder: str, name: str) -> Any:
     """
     attribute = folder.removesuffix("s").upper()
     if name.endswith(".py"):
-        found = _from_path(Path(name), attribute)
+        found = load_file(Path(name), attribute)
         if found.name in names(folder):
             raise RequestError(f"{name}: its {attribute} is called {found.name!r}, like one of ours; give it another name")
         _own[folder, found.name] = found
@@ -41,7 +41,8 @@ def knows(folder: str, name: str) -> bool:
     return (folder, name) in _own or name in names(folder)
 
 
-def _from_path(file: Path, attribute: str) -> Any:
+def load_file(file: Path, attribute: str) -> Any:
+    """What a Python file of the user's defines under that name; the file is run."""
     if not file.is_file():
         raise RequestError(f"{file}: no such file; expected a Python file that defines {attribute}")
     spec = importlib.util.spec_from_file_location(file.stem, file)
@@ -51,4 +52,7 @@ def _from_path(file: Path, attribute: str) -> Any:
     try:
         return getattr(module, attribute)
     except AttributeError:
-        raise RequestError(f"{file} defines no {attribute}; see dna_deploy/{attribute.lower()}s for examples") from None
+        example = (
+            f"; see dna_deploy/{attribute.lower()}s for examples" if attribute != "MODEL" else ", a function that returns it"
+        )
+        raise RequestError(f"{file} defines no {attribute}{example}") from None

@@ -61,7 +61,7 @@ def create(name: str, num_classes: int, weights: Path | None = None) -> "tuple[n
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('_')[-1]}*")[:3]
         raise TeacherError(f"--teacher {name}: timm has no model of that name{'; near: ' + ', '.join(near) if near else ''}")
-    state = _state(name, weights)
+    state = read_weights(weights) if weights else packaged_weights(name)
     try:
         if state is None:
             model = timm.create_model(name, pretrained=True)
@@ -94,9 +94,8 @@ def untrained(name: str, num_classes: int) -> "nn.Module":
     return model
 
 
-def _state(name: str, weights: Path | None) -> "dict[str, torch.Tensor] | None":
-    if weights is not None:
-        return read_weights(weights)
+def packaged_weights(name: str) -> "dict[str, torch.Tensor] | None":
+    """The trained weights an installed PyPI package has for this model; None where there are none."""
     if name not in PACKAGED:
         return None
     spec = importlib.util.find_spec(PACKAGED[name])

@@ -37,6 +37,21 @@ class Latency(click.ParamType[float]):
         return float(match[1]) * _UNITS_MS[match[2]]
 
 
+class Share(click.ParamType[float]):
+    """A share of all, 0 to 1: 0.5% or 0.005."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(%?)", str(value).strip())
+        share = float(match[1]) / (100 if match[2] else 1) if match else -1.0
+        if not 0 <= share <= 1:
+            self.fail(f"{value!r} is no share; expected for example 0.5% or 0.005", param, ctx)
+        return share
+
+
 class Duration(click.ParamType[float]):
     """A time span, in seconds: 90s, 2min."""
 

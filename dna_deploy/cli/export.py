@@ -1,40 +1,145 @@
 """dna-export: write a network in a deployment format and verify it."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from dna_deploy.cli._command import command
+from dna_deploy.cli._command import POSITIVE, Latency, Share, command
+
+if TYPE_CHECKING:
+    from dna_deploy.exporters._exporter import Options
+    from dna_deploy.original import Original
+    from dna_deploy.verify import Verification
+
+FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @command
-@click.option("--format", "format_", default="onnx", help="Deployment format: onnx, tensorrt, or a path ending in .py.")
+@click.option("--format", "format_", default="onnx", help="onnx, openvino, executorch, torch, tensorrt, or a path ending in .py.")
+@click.option("--precision", help="fp32, fp16, bf16 or int8, where the format has it; fp32 if left out.")
 @click.option("--run", "name", help="Run, or one network of it such as runs/NAME/cpu-3ms; the last one found if left out.")
-@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="File to write; export/model.* of the network.")
-@click.option("--max-difference", type=float, help="Largest difference of a logit from the step before that is accepted.")
-def main(format_: str, name: str | None, output: Path | None, max_difference: float | None) -> dict[str, Any]:
-    """Export the found network, run the file on the whole test set against PyTorch, and measure it on the device.
+@click.option("--model", help="Instead of a run: any timm model by name, or a .py file whose MODEL() returns a module.")
+@click.option("--weights", type=FILE, help="Checkpoint of --model: .safetensors, or a .pth state dict.")
+@click.option("--data", help="Labelled images to check --model on: a folder, elpv, digits, or a name timm.data reads.")
+@click.option("--data-root", help="Where the files of a timm data set lie.")
+@click.option("--image-size", type=POSITIVE, help="Input side of --model in pixels; its own if left out.")
+@click.option("--labels", type=FILE, help="Class names of --model, one a line.")
+@click.option("--output", type=FILE, help="File to write; export/model.* of the run, or exports/MODEL/model.* if left out.")
+@click.option("--opset", type=POSITIVE, help="ONNX operator set; the one the format reads best if left out.")
+@click.option("--largest-batch", type=POSITIVE, default=8, help="Every batch size up to it will run; 1, 2, 3 and it are tried.")
+@click.option(
+    "--compute-capability", help="GPU that a TensorRT engine is for, such as 8.6; the one at hand, else all from 8.0 on."
+)
+@click.option("--max-difference", type=float, help="Largest difference from the step before that is accepted.")
+@click.option("--max-drop", type=Share(), default="0.5%", help="Accuracy int8 may lose before layers go back to float.")
+@click.option("--max-latency", "max_ms", type=Latency(), help="Measured latency above it is exit code 1.")
+def main(
+    format_: str,
+    precision: str | None,
+    name: str | None,
+    model: str | None,
+    weights: Path | None,
+    data: str | None,
+    data_root: str | None,
+    image_size: int | None,
+    labels: Path | None,
+    output: Path | None,
+    opset: int | None,
+    largest_batch: int,
+    compute_capability: str | None,
+    max_difference: float | None,
+    max_drop: float,
+    max_ms: float | None,
+) -> dict[str, Any]:
+    """Export the found network, or any model, step by step; run every step against the one before, and measure the result.
 
     Exit codes: 0 verified, 1 a check failed, 2 the request is wrong, 3 the machine failed.
     """
-    from dataclasses import replace
-
+    from dna_deploy.errors import CheckFailed, RequestError
     from dna_deploy.export import export
-    from dna_deploy.exporters._exporter import Options
-    from dna_deploy.files import read_json
-    from dna_deploy.measure import remark
-    from dna_deploy.original import from_run
-    from dna_deploy.progress import say, show
-    from dna_deploy.run import Student, find_pick
+    from dna_deploy.exporters._exporter import PRECISIONS, Exporter, Options
+    from dna_deploy.plugins import find
     from dna_deploy.verify import LIMITS
 
+    exporter: Exporter = find("exporters", format_)  # refused before anything is loaded
+    precision = precision or exporter.precisions[0]
+    if precision not in exporter.precisions:
+        known = "" if precision in PRECISIONS else f" is none of {', '.join(PRECISIONS)};"
+        raise RequestError(f"--precision {precision}:{known} {exporter.name} carries {', '.join(exporter.precisions)}")
+    ours = {"--weights": weights, "--data": data, "--data-root": data_root, "--image-size": image_size, "--labels": labels}
+    if model is None and (given := [flag for flag, value in ours.items() if value is not None]):
+        raise RequestError(f"{', '.join(given)}: for --model only; a run knows its own")
+    if model is not None and name is not None:
+        raise RequestError("--run and --model: choose one of them")
+    options = Options(precision, largest_batch, max_drop, opset, compute_capability)
     limits = dict(LIMITS)
     if max_difference is not None:
-        limits = {precision: replace(limit, largest_difference=max_difference) for precision, limit in limits.items()}
-    pick = find_pick(name)
-    done = export(from_run(pick), format_, Options(), limits, output)
-    found, latency = done.verification, done.verification.latency
+        limits = {key: replace(limit, largest_difference=max_difference) for key, limit in limits.items()}
+    original = _model(exporter, model, weights, data, data_root, image_size, labels) if model else _run(name)
+    done = export(original, format_, options, limits, output)
+    latency = done.verification.latency
+    _show(original, options, done.path, done.verification)
+    if max_ms is not None:
+        if latency is None:
+            raise RequestError(f"--max-latency: {done.path} cannot be measured here")
+        if latency.measured_ms > max_ms:
+            raise CheckFailed(
+                f"{done.path}: {latency.measured_ms:.3g} ms measured on {latency.device}, --max-latency {max_ms:g} ms"
+            )
+    links, not_run = done.verification.links, done.verification.not_run
+    last = (
+        links[-1] if not_run is None else None
+    )  # the figures are of the file; those of what it was made from stand in its report
+    return {
+        "file": str(done.path),
+        "sha256": done.verification.sha256,
+        "precision": precision,
+        "weights": original.contract.weights,
+        "inputs": original.test.about,
+        "verified": done.verification.verified,
+        "not_run": not_run,
+        "largest_difference": max(part.largest_difference for part in last.comparisons) if last else None,
+        "top1_agreement": min(part.top1_agreement for part in last.comparisons) if last else None,
+        "test_accuracy": last.comparisons[0].accuracy_after if last else None,
+        "kept_in_float": [kept for link in links for kept in link.kept],
+        "predicted_ms": latency.predicted_ms if latency else None,
+        "measured_ms": latency.measured_ms if latency else None,
+        "fp32_ms": latency.fp32_ms if latency else None,
+    }
+
+
+def _run(name: str | None) -> "Original":
+    from dna_deploy.original import from_run
+    from dna_deploy.run import find_pick
+
+    return from_run(find_pick(name))
+
+
+def _model(
+    exporter: Any,
+    model: str,
+    weights: Path | None,
+    data: str | None,
+    data_root: str | None,
+    image_size: int | None,
+    labels: Path | None,
+) -> "Original":
+    from dna_deploy.exporters.onnx import LIMIT_BYTES
+    from dna_deploy.original import Asked, from_model
+
+    through_onnx = exporter.made_from == "onnx" or exporter.name == "onnx"
+    asked = Asked(model, weights, data, data_root, image_size, labels)
+    return from_model(asked, largest_bytes=LIMIT_BYTES if through_onnx else None)
+
+
+def _show(original: "Original", options: "Options", path: Path, found: "Verification") -> None:
+    from dna_deploy.files import read_json
+    from dna_deploy.measure import remark
+    from dna_deploy.progress import say, show
+    from dna_deploy.run import Pick, Student
+
     rows = [
         [
             f"{link.against} -> {link.step}",
@@ -50,34 +155,38 @@ def main(format_: str, name: str | None, output: Path | None, max_difference: fl
         for part in link.comparisons
     ]
     columns = ["step", "batch", "images", "same top-1", "largest difference", "accuracy before", "after", ""]
-    show(str(done.path), columns, rows)
-    if latency is not None and latency.predicted_ms is not None:
+    show(str(path), columns, rows)
+    latency = found.latency
+    if found.not_run is not None:
+        say(f"WRITTEN BUT NOT RUN, so neither verified nor measured: {found.not_run}")
+        return
+    if latency is None:
+        say("the latency of the exported file was not measured: its device is not at hand, or does not run this format")
+        return
+    if latency.predicted_ms is not None:
         chain = [["predicted from the table", f"{latency.predicted_ms:.3g} ms", ""]]
-        stages = {"before": read_json(pick.student, Student).measured_ms, "after": latency.measured_ms}
+        stages = {"before": read_json(Pick(original.folder.parent).student, Student).measured_ms, "after": latency.measured_ms}
         for stage, ms in stages.items():
             if ms is not None:
                 chain.append([f"measured {stage} export", f"{ms:.3g} ms", f"{ms / latency.predicted_ms - 1:+.1%}"])
         show(f"latency on {latency.device}", ["", "one image", "against predicted"], chain)
         if changed := remark(latency.speed):
             say(changed)
-    elif latency is not None:
-        say(f"latency of one image, {latency.device}: {latency.measured_ms:.3g} ms")
-    elif found.not_run is not None:
-        say(f"WRITTEN BUT NOT RUN, so neither verified nor measured: {found.not_run}")
     else:
-        say("the latency of the exported file was not measured: its device is not at hand, or does not run this format")
-    last = None if found.not_run else found.links[-1]
-    return {
-        "file": str(done.path),
-        "sha256": found.sha256,
-        "verified": found.verified,
-        "not_run": found.not_run,
-        "largest_difference": max(part.largest_difference for part in last.comparisons) if last else None,
-        "top1_agreement": min(part.top1_agreement for part in last.comparisons) if last else None,
-        "test_accuracy": last.comparisons[0].accuracy_after if last else None,
-        "predicted_ms": latency.predicted_ms if latency else None,
-        "measured_ms": latency.measured_ms if latency else None,
-    }
+        say(f"measured on {latency.device}: {latency.measured_ms:.3g} ms an image")
+    if latency.fp32_ms is not None:
+        say(_against_fp32(options.precision, path.suffix, latency.measured_ms, latency.fp32_ms))
+
+
+def _against_fp32(precision: str, suffix: str, ms: float, fp32_ms: float) -> str:
+    """What a lower precision, or another runtime, brings here; that it brings nothing is worth saying."""
+    what = f"{precision} {suffix}"
+    beside = f"{ms:.3g} ms, the fp32 ONNX file beside it {fp32_ms:.3g} ms"
+    if ms > 1.02 * fp32_ms:
+        return f"{what} is SLOWER here: {beside}, {ms / fp32_ms:.2f} times as long"
+    if ms < 0.98 * fp32_ms:
+        return f"{what} is faster here: {beside}, {fp32_ms / ms:.2f} times as fast"
+    return f"{what} is as fast as fp32 here: {beside}"
 
 
 def _share(value: float | None) -> str:

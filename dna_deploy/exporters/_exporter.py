@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,11 +56,9 @@ class Options:
 
     precision: str = "fp32"  # one of the exporter's; what is made from ONNX is handed a file already of it
     largest_batch: int = 8  # runs at every batch size from 1 to this one, at least
-    opset: int = OPSET  # of the ONNX file on the way or at the end
-    compute_capability: str | None = (
-        None  # the GPU an engine is built for, such as 8.6; None: the one at hand, without one all there are
-    )
-    calibration: "Array | None" = field(default=None, compare=False)  # images as `Run` takes them, from outside the test set
+    max_drop: float = 0.005  # accuracy int8 may lose, half a point: above it layers go back to float
+    opset: int | None = None  # of the ONNX file on the way or at the end; the one its target reads where None
+    compute_capability: str | None = None  # the GPU an engine is built for, such as 8.6; None: the one at hand, else all
 
 
 @dataclass(frozen=True)
@@ -80,4 +78,7 @@ class Exporter:
     made_from: Literal["module", "onnx"]
     write: Callable[[Any, Contract, Path, Options], None]
     load: "Callable[[Path], Run]"
+    beside: tuple[str, ...] = ()  # suffixes of further files that belong to the one at `path` and lie beside it
+    symmetric_int8: bool = False  # its int8 has no zero point, for activations either
+    opset: int = OPSET  # of the ONNX it is made from, or is
     measure: Callable[[Path], Mapping[str, Measurement]] | None = None

@@ -1,14 +1,16 @@
 """ONNX: one file with the weights inside, dynamic batch, BatchNorm folded, its input contract as metadata."""
 
+import ast
 import logging
 import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dna_deploy.errors import CheckFailed, MachineError
+from dna_deploy.errors import CheckFailed, MachineError, RequestError
 from dna_deploy.exporters._exporter import PRECISIONS, Contract, Exporter, Options
 from dna_deploy.files import write_atomic
+from dna_deploy.graph import OPSET
 
 if TYPE_CHECKING:
     import onnx
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from dna_deploy.exporters._exporter import Array, Run
 
 LIMIT_BYTES = 2_000_000_000  # of one protobuf file
-TRAINING_ONLY = ("Dropout", "BatchNormalization")
 SCOPES = "pkg.torch.onnx.name_scopes"  # which module a node came from: the one piece of the exporter's metadata we keep
 
 
@@ -27,10 +28,9 @@ def write(network: "nn.Module", contract: Contract, path: Path, options: Options
 
     import torch
 
+    opset = options.opset or OPSET
+    require_small(network, str(path))
     network = copy.deepcopy(network).cpu().eval()
-    size = 4 * sum(weight.numel() for weight in network.parameters())
-    if size > LIMIT_BYTES:
-        raise CheckFailed(f"{path}: {size / 1e9:.1f} GB of weights do not fit into one ONNX file (2 GB)")
     example = torch.zeros(2, 3, contract.image_size, contract.image_size)
     batch = torch.export.Dim("batch", min=1, max=4096)
     with warnings.catch_warnings():
@@ -40,7 +40,7 @@ def write(network: "nn.Module", contract: Contract, path: Path, options: Options
             network,
             (example,),
             dynamo=True,
-            opset_version=options.opset,
+            opset_version=opset,
             input_names=["input"],
             output_names=["output"],
             dynamic_shapes=({0: batch},),
@@ -52,8 +52,15 @@ def write(network: "nn.Module", contract: Contract, path: Path, options: Options
     clean(model)
     for key, value in contract.metadata.items():
         model.metadata_props.add(key=key, value=value)
-    check(model, path, options.opset)
+    check(model, path, opset)
     write_atomic(path, lambda temporary: temporary.write_bytes(model.SerializeToString(deterministic=True)))
+
+
+def require_small(network: "nn.Module", name: str) -> None:
+    """Before anything is exported, or even loaded: do the weights fit into one protobuf file?"""
+    size = 4 * sum(weight.numel() for weight in (*network.parameters(), *network.buffers()))
+    if size > LIMIT_BYTES:
+        raise RequestError(f"{name}: {size / 1e9:.1f} GB of weights do not fit into one ONNX file (2 GB); try --format torch")
 
 
 def clean(model: "onnx.ModelProto") -> None:
@@ -77,13 +84,26 @@ def check(model: "onnx.ModelProto", path: Path, opset: int) -> None:
     written = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if written != opset:
         raise CheckFailed(f"{path}: the exporter wrote opset {written}, asked for {opset}")
-    training = [node.name for node in model.graph.node if node.op_type in TRAINING_ONLY]
+    training = [node.name for node in model.graph.node if node.op_type == "Dropout" or _attribute(node, "training_mode")]
     if training:
         raise CheckFailed(f"{path}: {len(training)} nodes belong to training, such as {training[0]}")
     content = model.SerializeToString()
     for place in {str(Path.home()), str(Path.cwd()), sys.prefix} - {"/"}:
         if place.encode() in content:
             raise CheckFailed(f"{path}: names the folder {place} of this machine")
+
+
+def _attribute(node: "onnx.NodeProto", name: str) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == name), 0)
+
+
+def module_of(node: "onnx.NodeProto") -> str:
+    """The module of the network a node came from, such as `b1.0.conv_dw`; the node's own name where that is not known."""
+    for entry in node.metadata_props:
+        if entry.key == SCOPES:
+            scopes: list[str] = ast.literal_eval(entry.value)
+            return scopes[-2] if len(scopes) > 1 and scopes[-2] else node.name
+    return node.name
 
 
 def load(path: Path) -> "Run":
@@ -93,13 +113,32 @@ def load(path: Path) -> "Run":
         raise MachineError("ONNX Runtime is not installed: pip install onnxruntime") from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises a dozen types without a common base
+        reason = str(error).strip().splitlines()[0].rpartition(" : ")[2][:200]
+        raise RequestError(f"{path}: ONNX Runtime refused it: {reason}{_unknown_ops(path)}") from error
+    feed, answer = session.get_inputs()[0].name, session.get_outputs()[0].name
 
     def run(images: "Array") -> "Array":
-        output: Array = session.run(["output"], {"input": images})[0]
+        output: Array = session.run([answer], {feed: images})[0]
         return output
 
     return run
+
+
+def _unknown_ops(path: Path) -> str:
+    """Names the nodes that no ONNX operator set defines, where that is what is wrong with the file."""
+    import onnx
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception:  # not even a protobuf: the runtime's own reason has to do
+        return ""
+    known = {(schema.domain, schema.name) for schema in onnx.defs.get_all_schemas_with_history()}
+    unknown = [node for node in model.graph.node if (node.domain.removeprefix("ai.onnx"), node.op_type) not in known]
+    named = ", ".join(f"{node.name or node.output[0]} ({node.op_type})" for node in unknown[:3])
+    return f"; not ONNX operators: {named}" if unknown else ""
 
 
 EXPORTER = Exporter("onnx", ".onnx", PRECISIONS, "module", write, load)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from profilers._tensorrt.session import Session
 
 TIMING_CACHE = "tensorrt.timing"
+MANIFEST, LAYERS = ".engine.json", ".engine.layers.json"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Manifest:
 
 
 def manifest_of(engine: Path) -> Path:
-    return engine.with_name(f"{engine.name}.json")
+    return engine.with_suffix(MANIFEST)
 
 
 def write(source: Path, contract: Contract, path: Path, options: Options) -> None:
@@ -90,7 +91,7 @@ def write(source: Path, contract: Contract, path: Path, options: Options) -> Non
             f"{source}: {options.precision} was asked for, but the engine computes in {', '.join(computes_in)} only"
         )
 
-    layers = path.with_name(f"{path.name}.layers.json")
+    layers = path.with_suffix(LAYERS)
     write_atomic(path, lambda temporary: temporary.write_bytes(built.engine))
     write_json(layers, [{"precision": layer.precision, **asdict(layer)} for layer in built.layers])
     if built.timing_cache is not None:
@@ -191,7 +192,7 @@ def measure(path: Path) -> dict[str, Measurement]:
         "layers_ms_are": "medians of runs in which layers wait for each other; their sum is more than the latency",
         "inspector": _plain(session.inspect()),
     }
-    write_json(path.with_name(f"{path.name}.latency.json"), report)
+    write_json(path.with_suffix(".engine.latency.json"), report)
     return measured
 
 
@@ -202,4 +203,6 @@ def _plain(text: str) -> Any:
         return text
 
 
-EXPORTER = Exporter("tensorrt", ".engine", PRECISIONS, "onnx", write, load, measure)
+EXPORTER = Exporter(
+    "tensorrt", ".engine", PRECISIONS, "onnx", write, load, beside=(MANIFEST, LAYERS), symmetric_int8=True, measure=measure
+)

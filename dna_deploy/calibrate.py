@@ -1,0 +1,86 @@
+"""Which values the tensors of an ONNX graph take on real images: what a lower precision has to be able to hold."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dna_deploy.progress import bar
+from dna_deploy.verify import Inputs
+
+if TYPE_CHECKING:
+    import onnx
+
+Array = np.ndarray[Any, np.dtype[Any]]
+BINS = 2048
+IMAGES, BATCH = 128, 4  # every tensor of a batch is in memory at once
+
+
+@dataclass
+class Histogram:
+    """How often each magnitude |x| occurred: `counts` in equal bins from 0 to `limit`, a power of two that grows."""
+
+    limit: float = 2.0**-20
+    counts: Array = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    largest: float = 0.0  # of all |x|
+    lowest: float = 0.0  # of all x and zero
+
+    def add(self, values: Array) -> None:
+        magnitudes = np.abs(values, dtype=np.float32).ravel()
+        if not magnitudes.size:
+            return
+        self.largest = max(self.largest, float(magnitudes.max()))
+        self.lowest = min(self.lowest, float(values.min()))
+        if not np.isfinite(self.largest):
+            return
+        while self.largest > self.limit:
+            self.counts = np.concatenate([self.counts.reshape(-1, 2).sum(1), np.zeros(BINS // 2, np.int64)])
+            self.limit *= 2
+        bins = np.minimum((magnitudes * np.float32(BINS / self.limit)).astype(np.int32), BINS - 1)
+        self.counts += np.bincount(bins, minlength=BINS)
+
+    def clip(self, levels: int = 127) -> float:
+        """The magnitude to clip at for the least squared error with `levels` steps on either side of zero.
+
+        Clipping loses the few large values, not clipping makes all steps coarser: a uniform step of s costs s^2 / 12.
+        """
+        magnitudes = (np.arange(BINS) + 0.5) * (self.limit / BINS)
+        last = int(np.nonzero(self.counts)[0].max(initial=0)) + 1
+        best, least = self.largest, np.inf
+        for end in np.unique(np.linspace(last / 16, last, 128).astype(int).clip(1)):
+            at = min(end * self.limit / BINS, self.largest)
+            rounding = (at / levels) ** 2 / 12 * self.counts[:end].sum()
+            clipping = (self.counts[end:] * (magnitudes[end:] - at) ** 2).sum()
+            if rounding + clipping < least:
+                best, least = at, rounding + clipping
+        return best
+
+
+def observe(model: "onnx.ModelProto", inputs: Inputs, images: int = IMAGES) -> dict[str, Histogram]:
+    """The values of every float tensor of the graph that is computed, and of its input, by name."""
+    import onnx
+    import onnxruntime
+
+    inferred = onnx.shape_inference.infer_shapes(model)
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    own = {value.name for value in model.graph.output}
+    for value in inferred.graph.value_info:
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT and value.name not in own:
+            watched.graph.output.append(onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, None))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in watched.graph.output]
+    feed = model.graph.input[0].name
+    seen = {name: Histogram() for name in (feed, *names)}
+    count = min(images, inputs.count)
+    with bar("watching every tensor", count) as advance:
+        for start in range(0, count, BATCH):
+            places = [place * inputs.count // count for place in range(start, min(start + BATCH, count))]  # evenly over all
+            batch = inputs.at(places)
+            seen[feed].add(batch)
+            for name, values in zip(names, session.run(names, {feed: batch}), strict=True):
+                seen[name].add(values)
+            advance(len(places))
+    return seen

@@ -1,0 +1,62 @@
+"""OpenVINO's IR: an .xml with the graph and a .bin with the weights beside it, converted from verified ONNX."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dna_deploy.errors import MachineError, RequestError
+from dna_deploy.exporters._exporter import Contract, Exporter, Options
+from dna_deploy.files import write_atomic
+
+if TYPE_CHECKING:
+    from dna_deploy.exporters._exporter import Array, Run
+
+
+def write(source: Path, contract: Contract, path: Path, options: Options) -> None:
+    openvino = _openvino()
+    try:
+        model = openvino.Core().read_model(source)
+    except RuntimeError as error:
+        raise RequestError(f"{source}: OpenVINO refused it: {_reason(error)}") from error
+    for key, value in contract.metadata.items():
+        model.set_rt_info(value, key.split("."))
+    with tempfile.TemporaryDirectory() as folder:  # two files that belong together: made aside, then put in place
+        made = Path(folder) / "model.xml"
+        openvino.save_model(model, made, compress_to_fp16=False)  # precision was decided in the ONNX graph
+        for part, place in ((made.with_suffix(".bin"), path.with_suffix(".bin")), (made, path)):
+            content = part.read_bytes()
+            write_atomic(place, lambda temporary, content=content: temporary.write_bytes(content))  # type: ignore[misc]
+
+
+def load(path: Path) -> "Run":
+    openvino = _openvino()
+    # the graph's own types: on some processors OpenVINO would otherwise compute fp32 in bf16
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    try:
+        compiled = openvino.Core().compile_model(path, "CPU", settings)
+    except RuntimeError as error:
+        raise RequestError(f"{path}: OpenVINO cannot load it: {_reason(error)}") from error
+
+    def run(images: "Array") -> "Array":
+        logits: Array = compiled(images)[0].copy()  # OpenVINO reuses its buffer
+        return logits
+
+    return run
+
+
+def _reason(error: RuntimeError) -> str:
+    """The line of OpenVINO's stack of messages that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("Exception from", "Check '", "While", "Error: "))]
+    return (telling or lines or ["no reason given"])[0][:200]
+
+
+def _openvino() -> Any:
+    try:
+        import openvino
+    except ImportError:
+        raise MachineError('OpenVINO is not installed: pip install "dna-deploy[openvino]", or pip install openvino') from None
+    return openvino
+
+
+EXPORTER = Exporter("openvino", ".xml", ("fp32", "fp16", "bf16", "int8"), "onnx", write, load, beside=(".bin",))

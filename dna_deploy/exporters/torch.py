@@ -1,0 +1,59 @@
+"""torch: a program saved by torch.export (.pt2), for where torch itself is deployed. Weights and graph, no code of the user's."""
+
+import copy
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dna_deploy.errors import RequestError
+from dna_deploy.exporters._exporter import Contract, Exporter, Options
+from dna_deploy.files import write_atomic
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from dna_deploy.exporters._exporter import Array, Run
+
+
+def write(network: "nn.Module", contract: Contract, path: Path, options: Options) -> None:
+    import torch
+
+    program = captured(network, contract, most=4096)
+    write_atomic(path, lambda temporary: torch.export.save(program, temporary, extra_files=dict(contract.metadata)))
+
+
+def captured(network: "nn.Module", contract: Contract, most: int) -> "torch.export.ExportedProgram":
+    """The network's graph for every batch size from 1 to `most`."""
+    import torch
+
+    network = copy.deepcopy(network).cpu().eval()
+    batch = torch.export.Dim("batch", min=1, max=most)
+    example = torch.zeros(2, 3, contract.image_size, contract.image_size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own deprecations; what it captured is run after
+        logging.getLogger("torch.export").setLevel(logging.ERROR)
+        return torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
+
+
+def load(path: Path) -> "Run":
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = torch.export.load(path).module()
+    except Exception as error:  # a zip, a schema or a weights error, by what is wrong with the file
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise RequestError(f"{path}: torch.export cannot load it ({reason}); expected a .pt2 file, export it again") from error
+
+    def run(images: "Array") -> "Array":
+        with torch.no_grad():
+            logits: Array = module(torch.from_numpy(images)).numpy()
+        return logits
+
+    return run
+
+
+EXPORTER = Exporter("torch", ".pt2", ("fp32",), "module", write, load)

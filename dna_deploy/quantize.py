@@ -1,0 +1,165 @@
+"""int8 lives in the ONNX graph as Q/DQ: symmetric weights, a scale a channel, ranges from held-out images.
+
+Where the quantized network loses more accuracy than is allowed, the layers that do the most harm go back to float, as few of
+them as make it fit. What is decided here is decided on held-out images; the test set is never looked at.
+"""
+
+from collections.abc import Callable, Mapping, Sequence, Set
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dna_deploy.calibrate import Histogram
+from dna_deploy.progress import bar, say
+from dna_deploy.verify import Inputs, Step, outputs
+
+if TYPE_CHECKING:
+    import onnx
+
+    from dna_deploy.exporters._exporter import Run
+
+WEIGHTED = ("Conv", "Gemm", "MatMul")  # with constant weights: the layers that are quantized, or go back to float
+BETWEEN = ("Add", "Clip", "Relu", "MaxPool", "AveragePool", "GlobalAveragePool")  # stay in int8 between two such layers
+RANKED_ON = 32  # images that tell how much harm one layer does
+
+
+def layers(model: "onnx.ModelProto") -> list[str]:
+    """The names of the nodes that can be quantized, in the order of the network."""
+    weights = {weight.name for weight in model.graph.initializer}
+    return [node.name for node in model.graph.node if node.op_type in WEIGHTED and node.input[1] in weights]
+
+
+def quantize(model: "onnx.ModelProto", seen: Mapping[str, Histogram], in_float: Set[str], symmetric: bool) -> "onnx.ModelProto":
+    """The model with Q/DQ around all layers but those `in_float`.
+
+    `symmetric`: activations are int8 around zero as well, the only form TensorRT takes, and Q/DQ stand at the inputs of the
+    layers only. Otherwise activations are uint8 with a zero point: a range that begins at zero has twice the steps, and
+    runtimes on CPUs fold the ReLU before it into the layer.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    chosen = [name for name in layers(model) if name not in in_float]
+    weights = {weight.name for weight in model.graph.initializer}
+    between = ("Add",) if symmetric else BETWEEN
+    chosen += [
+        node.name
+        for node in model.graph.node
+        if node.op_type in between and not (node.op_type == "Add" and weights & {*node.input})
+    ]
+    ranges = {name: _range(histogram, symmetric) for name, histogram in seen.items()}
+    settings: dict[str, Any] = {"ActivationSymmetric": symmetric, "WeightSymmetric": True}
+    if symmetric:
+        settings["OpTypesToExcludeOutputQuantization"] = [*WEIGHTED, "Add"]
+    quantizer = QDQQuantizer(
+        model=onnx.shape_inference.infer_shapes(model),
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QInt8 if symmetric else QuantType.QUInt8,
+        tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
+        nodes_to_quantize=chosen or ["no node at all"],  # an empty list would mean every node
+        nodes_to_exclude=[],
+        op_types_to_quantize=[*WEIGHTED, *between],
+        extra_options=settings,
+    )
+    quantizer.quantize_model()
+    quantized: onnx.ModelProto = quantizer.model.model
+    del quantized.graph.value_info[:]
+    return quantized
+
+
+def _range(histogram: Histogram, symmetric: bool) -> Any:
+    from onnxruntime.quantization.calibrate import TensorData
+
+    one_sided = not symmetric and -histogram.lowest < 0.1 * histogram.largest
+    top = histogram.clip(levels=255 if one_sided else 127) or 1.0  # a tensor that was always zero needs some range
+    bottom = -top if symmetric else max(histogram.lowest, -top)
+    return TensorData(lowest=np.float32(bottom), highest=np.float32(top))
+
+
+def quantize_within(
+    graph: Path,
+    target: Path,
+    seen: Mapping[str, Histogram],
+    held_out: Inputs,
+    max_drop: float,
+    symmetric: bool,
+    load: "Callable[[Path], Run]",
+) -> tuple[str, ...]:
+    """Write `graph` quantized to `target`, its accuracy within `max_drop` (0.005: half a point) on the held-out images.
+
+    Returns the layers that went back to float, the most harmful first. Where nobody knows the right answers, every image
+    whose winning class changes counts as lost.
+    """
+    import onnx
+
+    model = onnx.load(graph)
+    reference = outputs(Step("fp32", "fp32", load(graph)), held_out, 8)
+
+    def drop(in_float: Sequence[str]) -> float:
+        _write(quantize(model, seen, frozenset(in_float), symmetric), target)
+        logits = outputs(Step("int8", "int8", load(target)), held_out, 8)
+        return lost(reference, logits, held_out)
+
+    whole = drop([])
+    say(f"int8: {whole:+.2%} of accuracy lost on {held_out.about}, {max_drop:.2%} allowed")
+    if whole <= max_drop:
+        return ()
+    order = by_harm(model, seen, held_out, reference, symmetric, target, load)
+    count = fewest(lambda many: drop(order[:many]) <= max_drop, len(order))
+    final = drop(order[:count])
+    say(f"int8: {count} of {len(order)} layers back in float, {final:+.2%} lost: {', '.join(order[:count])}")
+    return tuple(order[:count])
+
+
+def lost(reference: "np.ndarray[Any, Any]", logits: "np.ndarray[Any, Any]", held_out: Inputs) -> float:
+    """The share of images that were right and are wrong now, less those the other way round."""
+    answers = reference.argmax(1) if held_out.labels is None else held_out.labels
+    return float((reference.argmax(1) == answers).mean() - (logits.argmax(1) == answers).mean())
+
+
+def by_harm(
+    model: "onnx.ModelProto",
+    seen: Mapping[str, Histogram],
+    held_out: Inputs,
+    reference: "np.ndarray[Any, Any]",
+    symmetric: bool,
+    scratch: Path,
+    load: "Callable[[Path], Run]",
+) -> list[str]:
+    """The layers, those first whose quantization alone moves the logits most."""
+    names = layers(model)
+    count = min(RANKED_ON, held_out.count)
+    images, expected = held_out.at(range(count)), reference[:count]
+    harm = {}
+    with bar("int8: the harm of each layer", len(names)) as advance:
+        for name in names:
+            _write(quantize(model, seen, frozenset(names) - {name}, symmetric), scratch)
+            run = load(scratch)
+            found = np.concatenate([run(images[start : start + 8]) for start in range(0, count, 8)])
+            harm[name] = float(((found - expected) ** 2).mean())
+            advance(1)
+    return sorted(names, key=lambda name: -harm[name])
+
+
+def fewest(fits: Callable[[int], bool], most: int) -> int:
+    """The smallest number from 1 to `most` that fits, if more always fit better: doubling, then halving the gap."""
+    high = 1
+    while high < most and not fits(high):
+        high *= 2
+    low, high = high // 2, min(high, most)  # low does not fit, high does
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
+
+
+def _write(model: "onnx.ModelProto", path: Path) -> None:
+    from dna_deploy.files import write_atomic
+
+    content = model.SerializeToString(deterministic=True)
+    write_atomic(path, lambda temporary: temporary.write_bytes(content))
