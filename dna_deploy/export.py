@@ -33,6 +33,8 @@ def export(
     exporter: Exporter = find("exporters", format)
     if options.precision not in exporter.precisions:
         raise RequestError(f"--precision {options.precision}: {exporter.name} carries {', '.join(exporter.precisions)}")
+    if exporter.check is not None:
+        exporter.check(options)
     path = output or original.folder / f"{stem(options.precision)}{exporter.suffix}"
     say(f"exporting {original.name} to {path}, checked on {original.test.about}")
     first = before = original.step

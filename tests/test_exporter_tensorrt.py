@@ -23,7 +23,7 @@ from dna_deploy.graph import onnx_of
 from dna_deploy.original import Original
 from dna_deploy.plugins import find
 from dna_deploy.verify import Inputs, Verification
-from profilers import ModelUnsupported
+from profilers import ModelUnsupported, UnknownDevice
 from profilers._tensorrt import package, probes
 from profilers._tensorrt.session import find_gpu
 from tests.conftest import TINY
@@ -159,6 +159,17 @@ def test_a_missing_package_is_answered_with_the_install_line(monkeypatch, tmp_pa
     monkeypatch.setattr(package, "load", package.load.__wrapped__)
     with pytest.raises(MachineError, match="pip install"):
         write(tmp_path / "model.onnx", CONTRACT, tmp_path / "model.engine", AHEAD)
+
+
+@needs_package
+def test_what_cannot_be_built_for_is_refused_before_anything_is_run(tmp_path):
+    def never(places):
+        raise AssertionError("run all the same")
+
+    inputs = Inputs("images", 6, never, None)
+    original = Original("a network", torch.nn.Identity(), CONTRACT, inputs, inputs, tmp_path, None)
+    with pytest.raises(UnknownDevice, match=r"'9\.9'.*8\.6"):
+        export(original, EXPORTER.name, replace(AHEAD, compute_capability="9.9"))
 
 
 @needs_package

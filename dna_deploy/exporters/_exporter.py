@@ -68,8 +68,8 @@ class Exporter:
     `write(source, contract, path, options)` writes the file at `path`; its source is a torch module in eval mode, or the path
     of an ONNX file of the precision asked for, which was verified. `load(path)` returns a function that runs the file.
     Inputs and outputs are float32 whatever the precision. A package that is missing is a MachineError with the pip line, and
-    `load` raises CannotRun for a file that is whole but not for this machine. `measure(path)` times one image, by the way it was
-    run, where no table's device runs the format.
+    `load` raises CannotRun for a file that is whole but not for this machine. `check(options)` refuses early what `write`
+    would refuse late; `measure(path)` times one image by the ways it can be run, where no table's device runs the format.
     """
 
     name: str
@@ -81,4 +81,5 @@ class Exporter:
     beside: tuple[str, ...] = ()  # suffixes of further files that belong to the one at `path` and lie beside it
     symmetric_int8: bool = False  # its int8 has no zero point, for activations either
     opset: int = OPSET  # of the ONNX it is made from, or is
+    check: Callable[[Options], None] | None = None
     measure: Callable[[Path], Mapping[str, Measurement]] | None = None

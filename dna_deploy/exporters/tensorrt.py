@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dna_deploy.errors import CannotRun, CheckFailed, MachineError, RequestError
 from dna_deploy.exporters._exporter import PRECISIONS, Contract, Exporter, Options
 from dna_deploy.files import read_json, sha256, write_atomic, write_json
-from dna_deploy.progress import bar
+from dna_deploy.progress import bar, say
 from profilers import DeviceUnavailable, Measurement, Plan, Visit, summarize
 
 if TYPE_CHECKING:
@@ -61,6 +61,17 @@ def manifest_of(engine: Path) -> Path:
     return engine.with_suffix(MANIFEST)
 
 
+def check(options: Options) -> None:
+    from profilers._tensorrt.build import require_target
+    from profilers._tensorrt.package import load as load_package
+
+    try:
+        load_package()
+    except DeviceUnavailable as error:
+        raise MachineError(str(error)) from error
+    require_target(options.compute_capability)
+
+
 def write(source: Path, contract: Contract, path: Path, options: Options) -> None:
     from profilers._tensorrt.build import Batches, build
     from profilers._tensorrt.layers import precisions
@@ -68,10 +79,8 @@ def write(source: Path, contract: Contract, path: Path, options: Options) -> Non
     from profilers._tensorrt.probes import can_run
     from profilers._tensorrt.session import find_gpu
 
-    try:
-        tensorrt = load_package()
-    except DeviceUnavailable as error:
-        raise MachineError(str(error)) from error
+    check(options)
+    tensorrt = load_package()
     content = source.read_bytes()
     cache = path.with_name(TIMING_CACHE)
     known = cache.read_bytes() if cache.exists() else b""
@@ -119,6 +128,9 @@ def write(source: Path, contract: Contract, path: Path, options: Options) -> Non
         running=can_run().why,
     )
     write_json(manifest_of(path), manifest)
+    found = ", ".join(f"{count} in {precision}" for precision, count in computes_in.items()) or "the builder does not say"
+    say(f"{path}: {len(built.engine) / 1e6:.1f} MB in {built.seconds:.1f} s, {manifest.portability}")
+    say(f"convolutions and matrix products: {found}; {len(built.layers)} layers in {layers.name}")
 
 
 def load(path: Path) -> "Run":
@@ -204,5 +216,14 @@ def _plain(text: str) -> Any:
 
 
 EXPORTER = Exporter(
-    "tensorrt", ".engine", PRECISIONS, "onnx", write, load, beside=(MANIFEST, LAYERS), symmetric_int8=True, measure=measure
+    "tensorrt",
+    ".engine",
+    PRECISIONS,
+    "onnx",
+    write,
+    load,
+    beside=(MANIFEST, LAYERS),
+    symmetric_int8=True,
+    check=check,
+    measure=measure,
 )

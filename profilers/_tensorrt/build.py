@@ -102,29 +102,33 @@ def capabilities(tensorrt: TensorRT) -> list[str]:
     return [f"{name[2:-1]}.{name[-1]}" for name in members if re.fullmatch(r"SM\d+", name)]
 
 
-def _aim(tensorrt: TensorRT, config: Any, capability: str | None) -> tuple[str, str | None]:
-    """Set what the engine is built for; returns it as a phrase, and the compute capability."""
-    known, here = capabilities(tensorrt), find_gpu()
-    if capability is None and here is not None:
-        if tensorrt.for_rtx:
-            config.num_compute_capabilities = 1
-            config.set_compute_capability(tensorrt.api.ComputeCapability.CURRENT, 0)
-        return f"the GPU it was built on ({here.name}, compute capability {here.capability})", here.capability
+def require_target(capability: str | None) -> None:
+    """Refuse what cannot be built for here, before anything is built."""
+    tensorrt, here = load(), find_gpu()
+    known = capabilities(tensorrt)
     if not tensorrt.for_rtx:
         if here is None:
             raise DeviceUnavailable(f"{tensorrt} builds on a GPU only and there is none; TensorRT for RTX builds without one")
-        if capability != here.capability:
-            raise UnknownDevice(
-                f"compute capability {capability}: {tensorrt} builds for the GPU at hand, {here.capability}, only"
-            )
-        return f"the GPU it was built on ({here.name}, compute capability {here.capability})", here.capability
-    if capability is None:
-        return "every GPU from Ampere (compute capability 8.0) on", None
-    if capability not in known:
+        if capability not in (None, here.capability):
+            raise UnknownDevice(f"compute capability {capability}: {tensorrt} builds for the GPU at hand only, {here.capability}")
+    elif capability is not None and capability not in known:
         raise UnknownDevice(f"compute capability {capability!r}: {tensorrt} knows {', '.join(known)}")
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(getattr(tensorrt.api.ComputeCapability, f"SM{capability.replace('.', '')}"), 0)
-    return f"GPUs of compute capability {capability}", capability
+
+
+def _aim(tensorrt: TensorRT, config: Any, capability: str | None) -> tuple[str, str | None]:
+    """Set what the engine is built for; returns it as a phrase, and the compute capability."""
+    require_target(capability)
+    here = find_gpu()
+    if here is not None and (capability is None or not tensorrt.for_rtx):
+        target, found, member = f"{here.name}, compute capability {here.capability}", here.capability, "CURRENT"
+    elif capability is not None:
+        target, found, member = f"GPUs of compute capability {capability}", capability, f"SM{capability.replace('.', '')}"
+    else:
+        return "every GPU from Ampere (compute capability 8.0) on", None
+    if tensorrt.for_rtx:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(tensorrt.api.ComputeCapability, member), 0)
+    return target, found
 
 
 def _allow(builder: Any, config: Any, network: Any, batches: Batches, name: str) -> None:
