@@ -156,7 +156,7 @@ def _parse(tensorrt: TensorRT, logger: Any, network: Any, onnx: bytes, name: str
     if code == codes.MODEL_DESERIALIZE_FAILED:
         raise ModelBroken(f"{name}: not a readable ONNX file; was it cut off? Export it again")
     where = f"{name}: node {error.node_name()!r} ({error.node_operator()})"
-    reason = re.sub(r"^Assertion failed: \(?.*?\)?: ", "", error.desc()).rstrip(".")
+    reason = re.sub(r"^Assertion failed: \(?.*?\)?: ", "", _plain(error.desc())).rstrip(".")
     if "UNSUPPORTED" in code.name:
         raise ModelUnsupported(f"{where}: {tensorrt} does not support it: {reason}")
     if "Plugin not found" in reason:  # an op it does not know is taken for one of a plugin's
@@ -192,10 +192,17 @@ def _logger_type(tensorrt: TensorRT) -> Any:
             """The first error without the places in the vendor's source it came through."""
             if not self.errors:
                 return "it gave no reason"
-            text = re.sub(r"\s+In \w+ at \S+", "", self.errors[0].splitlines()[0])
-            return re.sub(r"^.*?Error Code \d+: [\w ]+ \((?:\[[^\]]*\] )?|\)?$", "", text)
+            return _plain(self.errors[0])
 
     return Logger
+
+
+def _plain(message: str) -> str:
+    """What the vendor's message says, without its error codes and the places in its source it came through."""
+    lines = message.strip().splitlines() or [""]
+    line = next((line for line in lines if "Error Code" in line), lines[0])
+    line = re.sub(r"\s+In \w+ at \S+?(?=\)?$)", "", line)
+    return re.sub(r"^.*?Error Code \d+: [\w ]+ \((?:\[[^\]]*\] )?|\.?\)?$", "", line)
 
 
 def _monitor(tensorrt: TensorRT, progress: Callable[[float], None]) -> Any:
