@@ -140,6 +140,12 @@ def test_students_are_built_and_really_compute_in_the_precision_of_their_graph(s
 
 
 @needs_package
+def test_padding_is_not_taken_for_weights(tmp_path):
+    built = build(quantized(student(TINY, 32), tmp_path), "student", Batches(1, 1, 1), "8.6")  # padded by constants of its shape
+    assert list(precisions(built.layers)) == ["int8"]
+
+
+@needs_package
 def test_the_same_graph_gives_the_same_engine():
     first, second = (build(student(TINY, 32), "student", capability="8.6") for _ in range(2))
     assert first.engine == second.engine and first.layers == second.layers

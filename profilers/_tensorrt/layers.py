@@ -44,9 +44,16 @@ def read_layers(text: str) -> tuple[Layer, ...]:
 
 
 def precisions(layers: Iterable[Layer]) -> dict[str, int]:
-    """How many convolutions and matrix products (what has weights of two or more dimensions) compute in each type."""
-    weighted = [layer for layer in layers if any(sum(side != 1 for side in part.shape) > 1 for part in layer.constants)]
+    """How many convolutions and matrix products compute in each type.
+
+    They are what has weights of two or more dimensions; generated kernels may have constants of such shapes too, as padding.
+    """
+    weighted = [layer for layer in layers if layer.kind != "kgen" and any(map(_is_weight, layer.constants))]
     return dict(sorted(Counter(layer.precision or "unknown" for layer in weighted).items()))
+
+
+def _is_weight(constant: Tensor) -> bool:
+    return sum(side != 1 for side in constant.shape) > 1
 
 
 def _layer(line: str) -> Layer:
