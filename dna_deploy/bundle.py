@@ -206,7 +206,8 @@ def _earlier(folder: Path, pixels: Array, right: Array) -> tuple[dict[str, Packe
         manifest = read_json(folder / "manifest.json", Manifest)
     except RequestError:
         return {}, {}
-    same = np.array_equal(golden.get("images"), pixels) and np.array_equal(golden.get(PORTABLE), right)
+    nothing = np.empty(0)
+    same = np.array_equal(golden.get("images", nothing), pixels) and np.array_equal(golden.get(PORTABLE, nothing), right)
     kept = {
         name: packed
         for name, packed in manifest.models.items()
@@ -220,7 +221,7 @@ def prefix_graph(contract: Contract) -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 
     size = contract.image_size
-    chain = [
+    chain: list[tuple[str, str, list[str], dict[str, Any]]] = [
         ("Cast", "pixels", [], {"to": TensorProto.FLOAT}),
         ("Sub", "centred", ["mean"], {}),
         ("Div", "scaled", ["std"], {}),

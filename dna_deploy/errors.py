@@ -7,6 +7,7 @@ DnaError
 │   ├── TeacherError         a teacher that cannot be loaded or cut
 │   └── RunError             a run folder that is missing, incomplete or of another kind
 ├── MachineError          3  the machine failed: a full disk, a package that is missing
+│   └── CannotRun            a file that is whole but cannot be run on this machine
 └── NegativeAnswer        1  the request was fine and the answer is no
     ├── NothingFits          no network of the space is within the budget
     └── CheckFailed          an exported network did not pass its verification
@@ -44,6 +45,10 @@ class RunError(RequestError):
 
 class MachineError(DnaError):
     exit_code = 3
+
+
+class CannotRun(MachineError):
+    pass
 
 
 class NegativeAnswer(DnaError):

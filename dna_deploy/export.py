@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dna_deploy.bundle import GOLDEN, LOGITS, PORTABLE, VERIFICATION, write_bundle
-from dna_deploy.ranges import observe
-from dna_deploy.errors import CheckFailed, DnaError, RequestError
+from dna_deploy.errors import CannotRun, CheckFailed, DnaError, RequestError
 from dna_deploy.exporters._exporter import Exporter, Options
 from dna_deploy.files import sha256, write_atomic, write_json
 from dna_deploy.locate import Graph, Module, locate
@@ -16,6 +15,7 @@ from dna_deploy.plugins import find
 from dna_deploy.precision import lower
 from dna_deploy.progress import say
 from dna_deploy.quantize import quantize_within
+from dna_deploy.ranges import observe
 from dna_deploy.run import Picked
 from dna_deploy.table import LatencyTable
 from dna_deploy.verify import LIMITS, Limits, Link, Step, Verification, compare, failures, judge, link, outputs, save_logits
@@ -37,6 +37,8 @@ def export(
     exporter: Exporter = find("exporters", format)
     if options.precision not in exporter.precisions:
         raise RequestError(f"--precision {options.precision}: {exporter.name} carries {', '.join(exporter.precisions)}")
+    if exporter.check is not None:
+        exporter.check(options)
     path = output or original.folder / f"{stem(options.precision)}{exporter.suffix}"
     say(f"exporting {original.name} to {path}, checked on {original.test.about}")
     first = before = original.step
@@ -44,19 +46,24 @@ def export(
     links: list[Link] = []
     made: list[Step] = []
     answers = {first.name: trained}
-    for step in steps(original, exporter, options, path):
-        found, after = compare(before, logits, step, original.test, options.largest_batch, limits[step.precision])
-        links.append(found if found.ok else replace(found, first_bad=_first_bad(original, before, step)))
-        answers[f"{len(links)} {step.name}"] = after
-        if not found.ok:
-            break
-        made.append(step)
-        before, logits = step, after
-    if len(links) > 1 and links[-1].ok:  # each step is near the one before; so must be the last to the first
+    not_run = None
+    try:
+        for step in steps(original, exporter, options, path):
+            found, after = compare(before, logits, step, original.test, options.largest_batch, limits[step.precision])
+            links.append(found if found.ok else replace(found, first_bad=_first_bad(original, before, step)))
+            answers[f"{len(links)} {step.name}"] = after
+            if not found.ok:
+                break
+            made.append(step)
+            before, logits = step, after
+    except CannotRun as error:
+        not_run = str(error)
+    if len(links) > 1 and links[-1].ok and not_run is None:  # each step is near the one before; so must be the last to the first
         whole = judge(trained, logits, original.test.labels, options.largest_batch, limits[options.precision])
         links.append(link(first, before, limits[options.precision], [whole]))
-    latency = _latency(original, made) if links[-1].ok else None
-    verification = Verification(path.name, sha256(path) if path.exists() else None, original.test.about, links, latency)
+    latency = _latency(exporter, original, made) if not_run is None and links[-1].ok else None
+    digest = sha256(path) if path.exists() else None
+    verification = Verification(path.name, digest, original.test.about, links, latency, not_run)
     write_json(path.with_name(f"{path.name}{VERIFICATION}"), verification)
     save_logits(path.with_name(f"{path.name}{LOGITS}"), original.test.labels, answers)
     if not verification.ok:
@@ -146,13 +153,19 @@ def in_precision(graph: Path, target: Path, original: Original, exporter: Export
     return kept
 
 
-def _latency(original: Original, made: list[Step]) -> Latency | None:
+def _latency(exporter: Exporter, original: Original, made: list[Step]) -> Latency | None:
     """The deployed file's latency beside that of the fp32 graph it was made from.
 
-    On the device of the pick, at its table's speed, where that can be measured from here and runs the format; otherwise in
-    this process, as `load` runs the file.
+    Measured the format's own way where it has one; else on the device of the pick, at its table's speed, where that can be
+    measured from here and runs the format; else in this process, as `load` runs the file.
     """
     last, picked = made[-1], original.picked
+    if exporter.measure is not None and last.path is not None:
+        ways = exporter.measure(last.path)
+        for way, taken in ways.items():
+            say(f"{way}: {taken.latency_ms:.3g} ms ({taken.low_ms:.3g} to {taken.high_ms:.3g})")
+        way, best = min(ways.items(), key=lambda way: way[1].latency_ms)
+        return Latency(way, None, best.latency_ms, best.low_ms, best.high_ms, fp32_ms=None, speed=None)
     graph = made[0] if len(made) > 1 else None
     if picked is not None and last.path is not None and last.path.suffix == ".onnx":
         on_device = _on_device(picked, last.path, graph.path if graph else None)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dna_deploy.ranges import Histogram
 from dna_deploy.errors import RequestError
+from dna_deploy.ranges import Histogram
 
 if TYPE_CHECKING:
     import onnx

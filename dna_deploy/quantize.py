@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dna_deploy.ranges import Histogram
 from dna_deploy.progress import bar, say
+from dna_deploy.ranges import Histogram
 from dna_deploy.verify import Inputs, Step, outputs
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def quantize(model: "onnx.ModelProto", seen: Mapping[str, Histogram], in_float: 
     ranges = {name: _range(histogram, symmetric) for name, histogram in seen.items()}
     settings: dict[str, Any] = {"ActivationSymmetric": symmetric, "WeightSymmetric": True}
     if symmetric:
+        settings["QuantizeBias"] = False  # TensorRT's DequantizeLinear takes no int32, which biases would be
         settings["OpTypesToExcludeOutputQuantization"] = [*WEIGHTED, "Add"]
     quantizer = QDQQuantizer(
         model=onnx.shape_inference.infer_shapes(model),

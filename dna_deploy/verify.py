@@ -132,11 +132,18 @@ class Verification:
     inputs: str
     links: list[Link]
     latency: Latency | None  # None where it could not be measured
+    not_run: str | None = None  # why the file was not run, where this machine cannot: nothing is known of it then
     schema: str = SCHEMA
 
     @property
     def ok(self) -> bool:
+        """Nothing that was checked failed."""
         return all(link.ok for link in self.links)
+
+    @property
+    def verified(self) -> bool:
+        """Everything was checked, the deployed file too, and nothing failed."""
+        return self.ok and self.not_run is None
 
 
 def outputs(step: Step, inputs: Inputs, batch: int, count: int | None = None) -> Array:

@@ -58,7 +58,7 @@ def _fitted(own: Sequence[nn.Module], layer: Sequence[nn.Module], into: Kept, ou
     if not all(map(_alike, own, layer)):
         return None
     first, *_, last = (at for at, part in enumerate(own) if not isinstance(part, nn.BatchNorm2d)) if len(own) > 2 else (0, 0)
-    wide, hidden = layer[first].weight.shape[0], own[first].weight.shape[0]
+    wide, hidden = (part[first].get_parameter("weight").shape[0] for part in (layer, own))
     inside = {(wide, hidden): _strongest(layer[:last], layer[last], hidden)} if first < last and hidden < wide else NONE
     found = []
     for at, (part, given) in enumerate(zip(own, layer, strict=True)):
@@ -97,7 +97,7 @@ def _kept(part: PieceSupernet, channels: int, before: Sequence[nn.Module], behin
 def _strongest(before: Sequence[nn.Module], reader: nn.Module, count: int) -> torch.Tensor:
     """The channels with the largest weights in what reads them, after the last norm before it, in their order."""
     norm = next(layer for layer in reversed(before) if isinstance(layer, nn.BatchNorm2d))
-    strength = reader.weight.flatten(2).square().sum((0, 2)).sqrt() * norm.weight.abs()
+    strength = reader.get_parameter("weight").flatten(2).square().sum((0, 2)).sqrt() * norm.weight.abs()
     return strength.topk(count).indices.sort().values
 
 
@@ -107,12 +107,10 @@ def _adapt(part: PieceSupernet, into: Kept, out: Kept) -> None:
         if isinstance(adapter, nn.Conv2d):
             taken = into.get((adapter.in_channels, adapter.out_channels))
             given = out.get((adapter.out_channels, adapter.in_channels))
-            if taken is not None or given is not None:
-                adapter.weight.zero_()
-                if taken is not None:
-                    adapter.weight[range(len(taken)), taken] = 1
-                else:
-                    adapter.weight[given, range(len(given))] = 1
+            if taken is not None:
+                adapter.weight.zero_()[range(len(taken)), taken] = 1
+            elif given is not None:
+                adapter.weight.zero_()[given, range(len(given))] = 1
 
 
 def _kernel(tensor: torch.Tensor, axis: int, size: int) -> torch.Tensor:

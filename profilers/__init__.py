@@ -4,7 +4,7 @@ import importlib
 from pathlib import Path
 
 from profilers.device import Device, find_device, registry
-from profilers.errors import DeviceUnavailable, ModelRejected, ProfilerError, UnknownDevice
+from profilers.errors import DeviceUnavailable, ModelBroken, ModelRejected, ModelUnsupported, ProfilerError, UnknownDevice
 from profilers.protocol import (
     Measurement,
     Model,
@@ -25,7 +25,9 @@ __all__ = [
     "DeviceUnavailable",
     "Measurement",
     "Model",
+    "ModelBroken",
     "ModelRejected",
+    "ModelUnsupported",
     "Plan",
     "Profiler",
     "ProfilerError",

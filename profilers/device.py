@@ -25,7 +25,7 @@ class Device:
     threads: int = 1
     cores: str | None = None  # "0", "0-3", or a cluster name where the kind has clusters; None leaves it to the system
     address: str | None = None  # serial, host or index where the kind has several devices
-    mode: str | None = None  # "fixed" asks an Android phone for clocks it can hold, below its best
+    mode: str | None = None  # "fixed" asks an Android phone for clocks it can hold; "enqueue" a GPU to run without CUDA graphs
 
     def __post_init__(self) -> None:
         if self.threads < 1 or self.batch < 1:

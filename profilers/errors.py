@@ -4,6 +4,8 @@ ProfilerError
 ├── UnknownDevice      no device of that name (exit 2: the request is wrong)
 ├── DeviceUnavailable  the device or its runtime cannot be reached from here
 └── ModelRejected      the device's runtime refused a model, or ran it elsewhere than asked
+    ├── ModelBroken       because it is no valid graph (exit 2: the request is wrong)
+    └── ModelUnsupported  because it cannot run one of its nodes (exit 1: the answer is no)
 """
 
 
@@ -21,3 +23,11 @@ class DeviceUnavailable(ProfilerError):
 
 class ModelRejected(ProfilerError):
     pass
+
+
+class ModelBroken(ModelRejected):
+    exit_code = 2
+
+
+class ModelUnsupported(ModelRejected):
+    exit_code = 1

@@ -43,8 +43,7 @@ def test_what_is_exported_runs_and_agrees(network, tmp_path, name):
     try:
         exporter.write(source, CONTRACT, path, options)
         run = exporter.load(path)
-    except MachineError as missing:
-        assert "pip install" in str(missing)
+    except MachineError as missing:  # a package, or a device to run on
         pytest.skip(str(missing))
     for batch in (1, 2, 3, 5):
         x = torch.randn(batch, 3, 32, 32)

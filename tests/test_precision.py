@@ -6,9 +6,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from dna_deploy.ranges import observe
 from dna_deploy.exporters.onnx import load
 from dna_deploy.precision import lower
+from dna_deploy.ranges import observe
 from dna_deploy.verify import Inputs
 
 RNG = np.random.default_rng(0)

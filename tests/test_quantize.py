@@ -7,9 +7,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from dna_deploy.ranges import observe
 from dna_deploy.exporters.onnx import load
 from dna_deploy.quantize import fewest, layers, lost, quantize, quantize_within
+from dna_deploy.ranges import observe
 from dna_deploy.verify import Inputs
 
 RNG = np.random.default_rng(0)

@@ -1,12 +1,13 @@
 """What every exporter offers: a format is written *and* run again, or it does not count."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dna_deploy.graph import OPSET
+from profilers import Measurement
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +58,7 @@ class Options:
     largest_batch: int = 8  # runs at every batch size from 1 to this one, at least
     max_drop: float = 0.005  # accuracy int8 may lose, half a point: above it layers go back to float
     opset: int | None = None  # of the ONNX file on the way or at the end; the one its target reads where None
-    compute_capability: str | None = None  # the GPU an engine is built for, such as 8.6; None: the one at hand
+    compute_capability: str | None = None  # the GPU an engine is built for, such as 8.6; None: the one at hand, else all
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,9 @@ class Exporter:
 
     `write(source, contract, path, options)` writes the file at `path`; its source is a torch module in eval mode, or the path
     of an ONNX file of the precision asked for, which was verified. `load(path)` returns a function that runs the file.
-    Inputs and outputs are float32 whatever the precision. A package that is missing is a MachineError with the pip line.
+    Inputs and outputs are float32 whatever the precision. A package that is missing is a MachineError with the pip line, and
+    `load` raises CannotRun for a file that is whole but not for this machine. `check(options)` refuses early what `write`
+    would refuse late; `measure(path)` times one image by the ways it can be run, where no table's device runs the format.
     """
 
     name: str
@@ -78,3 +81,5 @@ class Exporter:
     beside: tuple[str, ...] = ()  # suffixes of further files that belong to the one at `path` and lie beside it
     symmetric_int8: bool = False  # its int8 has no zero point, for activations either
     opset: int = OPSET  # of the ONNX it is made from, or is
+    check: Callable[[Options], None] | None = None
+    measure: Callable[[Path], Mapping[str, Measurement]] | None = None

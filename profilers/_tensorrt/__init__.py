@@ -1,0 +1,1 @@
+"""How the tensorrt profiler and exporter build and run engines."""
