@@ -14,6 +14,7 @@ ROWS = [  # design.md, from the bottom up; a module may import from rows below i
     {"files", "plugins", "progress"},
     {"ops"},
     {"graph", "space"},
+    {"layers"},
     {"arch", "spaces", "ratings", "pick", "several", "confirm"},
     {"table", "regressor", "exporters"},
     {"transfer"},
