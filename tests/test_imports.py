@@ -24,7 +24,7 @@ ROWS = [  # design.md, from the bottom up; a module may import from rows below i
     {"supernet"},
     {"distill", "rate"},
     {"train", "run"},
-    {"profile", "search", "export"},
+    {"profile", "search", "export", "own_model"},
     {"cli"},
 ]
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}
