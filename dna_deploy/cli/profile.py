@@ -199,7 +199,10 @@ def _list(space: str, image_size: int, classes: int) -> dict[str, Any]:
         guessed = f" + {len(account.predicted)} predicted" if account.predicted else ""
         share = f"{covered[name]['measured']}{guessed} of {total}"
         errors = predictor.errors()
-        known = f"{errors[0].mape:.1%} of {errors[0].n} networks" if errors else "no networks measured"
+        op_error = predictor.op_error() if errors is None else None
+        known = "no networks measured" if op_error is None else f"{op_error:.1%} of an op, no networks measured"
+        if errors is not None:
+            known = f"{errors[0].mape:.1%} of {errors[0].n} networks"
         age = "published" if table.published else _age(table.sessions[-1].session) if table.sessions else "empty"
         rows.append([name, str(len(table.measurements)), age, share, known])
     columns = ["target", "rows", "measured", f"ops of {space} at {image_size} px", "held-out error"]
