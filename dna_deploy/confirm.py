@@ -33,13 +33,14 @@ def confirm(
     *,
     best: Callable[[Sequence[float], Collection[Choices]], Choices | None],
     predict: Callable[[Choices], Sequence[float]],
-    measure: Callable[[Choices, Sequence[float]], Sequence[float | None]],
+    measure: Callable[[Choices, Sequence[float]], Sequence[tuple[float, float] | None]],
     name: Callable[[Choices], str],
 ) -> Confirmed | None:
     """Measure up to `count` networks; None where not even the predictions know one that fits.
 
     `best` gives the best network that fits with predictions scaled by factors, but for some excluded ones; `predict` its
-    latency on each device by the table alone; `measure` the measured one. Candidates of a search are those whose prediction
+    latency on each device by the table alone; `measure` the measured one, and the bound of it that has to keep the budget;
+    None where the device is not at hand. Candidates of a search are those whose prediction
     is luckiest, so their own measurements correct it better than networks drawn at random do.
     """
     factors = [1.0] * len(budgets_ms)
@@ -58,9 +59,10 @@ def confirm(
             break
         plain = predict(choices)
         predicted = [ms * factor for ms, factor in zip(plain, factors, strict=True)]
-        measured = measure(choices, predicted)
-        fits = all(ms is None or ms <= budget for ms, budget in zip(measured, budgets_ms, strict=True))
-        tried[choices] = Tried(name(choices), predicted, list(measured), fits)
+        taken = measure(choices, predicted)
+        fits = all(own is None or own[1] <= budget for own, budget in zip(taken, budgets_ms, strict=True))
+        measured = [None if own is None else own[0] for own in taken]
+        tried[choices] = Tried(name(choices), predicted, measured, fits)
         (fitting if fits else over).append(choices)
         pairs = [(ms, guess) for ms, guess in zip(measured, predicted, strict=True) if ms is not None]
         for own, ms, table_ms in zip(ratios, measured, plain, strict=True):
