@@ -123,7 +123,7 @@ class LatencyPredictor:
         """Fitted from the whole networks in the table; the plain sum where there are too few."""
         if len(self._networks) < FEWEST:
             return Correction(0.0, 1.0, 0.0, 0)
-        offset, scale, ms_per_mb = _fit(self._sums, self._measured)
+        offset, scale, ms_per_mb = map(float, _fit(self._sums, self._measured))
         return Correction(offset, scale, ms_per_mb, len(self._networks))
 
     def errors(self) -> tuple[Errors, Errors] | None:
