@@ -148,10 +148,10 @@ class LatencyPredictor:
         from scipy.stats import t
 
         if len(self._networks) < FEWEST:
+            measure = f"measure some (dna-profile --device {self.table.header.target} --validate 20), or "
             raise TableError(
                 f"{self.table.path}: {len(self._networks)} whole networks measured, {FEWEST} are needed to know how far a sum of "
-                f"ops may lie from a network; dna-profile --device {self.table.header.target} --validate 20, or leave out "
-                "--confidence"
+                f"ops may lie from a network; {'' if self.table.published else measure}leave out --confidence"
             )
         residuals = self._measured / _held_out(self._sums, self._measured) - 1
         n = len(residuals)
