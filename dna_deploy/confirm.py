@@ -34,6 +34,7 @@ def confirm(
     best: Callable[[Sequence[float], Collection[Choices]], Choices | None],
     predict: Callable[[Choices], Sequence[float]],
     measure: Callable[[Choices, Sequence[float]], Sequence[tuple[float, float] | None]],
+    score: Callable[[Choices], float],
     name: Callable[[Choices], str],
 ) -> Confirmed | None:
     """Measure up to `count` networks; None where not even the predictions know one that fits.
@@ -54,8 +55,8 @@ def confirm(
         if choices is None:
             ended = "no other network fits by what was measured"
             break
-        if choices in tried:
-            ended = "the best of those that may fit is measured and fits"
+        if fitting and score(choices) >= min(map(score, fitting)):
+            ended = "nothing else that may fit is better than what was measured to fit"
             break
         plain = predict(choices)
         predicted = [ms * factor for ms, factor in zip(plain, factors, strict=True)]
@@ -72,6 +73,5 @@ def confirm(
         if fits and all(abs(ms / guess - 1) <= AGREE for ms, guess in pairs):
             ended = f"predicted and measured agree within {AGREE:.0%}"
             break
-    # the last that fits is the best known one: each was picked with more known than those before it
-    chosen = fitting[-1] if fitting else best(factors, over)
+    chosen = min(fitting, key=score) if fitting else best(factors, over)
     return None if chosen is None else Confirmed(chosen, factors, list(tried.values()), ended)

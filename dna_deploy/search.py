@@ -230,6 +230,7 @@ def _confirmed(
             sum(float(cost[index]) for cost, index in zip(costs, choices, strict=True)) for costs in expected
         ],
         measure=measure,
+        score=lambda choices: sum(float(own[index]) for own, index in zip(scores, choices, strict=True)),
         name=lambda choices: architecture_at(space, choices).text,
     )
     if confirmed is None:
