@@ -33,13 +33,15 @@ def confirm(
     *,
     best: Callable[[Sequence[float], Collection[Choices]], Choices | None],
     predict: Callable[[Choices], Sequence[float]],
-    measure: Callable[[Choices, Sequence[float]], Sequence[float | None]],
+    measure: Callable[[Choices, Sequence[float]], Sequence[tuple[float, float] | None]],
+    score: Callable[[Choices], float],
     name: Callable[[Choices], str],
 ) -> Confirmed | None:
     """Measure up to `count` networks; None where not even the predictions know one that fits.
 
     `best` gives the best network that fits with predictions scaled by factors, but for some excluded ones; `predict` its
-    latency on each device by the table alone; `measure` the measured one. Candidates of a search are those whose prediction
+    latency on each device by the table alone; `measure` the measured one, and the bound of it that has to keep the budget;
+    None where the device is not at hand. Candidates of a search are those whose prediction
     is luckiest, so their own measurements correct it better than networks drawn at random do.
     """
     factors = [1.0] * len(budgets_ms)
@@ -53,14 +55,15 @@ def confirm(
         if choices is None:
             ended = "no other network fits by what was measured"
             break
-        if choices in tried:
-            ended = "the best of those that may fit is measured and fits"
+        if fitting and score(choices) >= min(map(score, fitting)):
+            ended = "nothing else that may fit is better than what was measured to fit"
             break
         plain = predict(choices)
         predicted = [ms * factor for ms, factor in zip(plain, factors, strict=True)]
-        measured = measure(choices, predicted)
-        fits = all(ms is None or ms <= budget for ms, budget in zip(measured, budgets_ms, strict=True))
-        tried[choices] = Tried(name(choices), predicted, list(measured), fits)
+        taken = measure(choices, predicted)
+        fits = all(own is None or own[1] <= budget for own, budget in zip(taken, budgets_ms, strict=True))
+        measured = [None if own is None else own[0] for own in taken]
+        tried[choices] = Tried(name(choices), predicted, measured, fits)
         (fitting if fits else over).append(choices)
         pairs = [(ms, guess) for ms, guess in zip(measured, predicted, strict=True) if ms is not None]
         for own, ms, table_ms in zip(ratios, measured, plain, strict=True):
@@ -70,6 +73,5 @@ def confirm(
         if fits and all(abs(ms / guess - 1) <= AGREE for ms, guess in pairs):
             ended = f"predicted and measured agree within {AGREE:.0%}"
             break
-    # the last that fits is the best known one: each was picked with more known than those before it
-    chosen = fitting[-1] if fitting else best(factors, over)
+    chosen = min(fitting, key=score) if fitting else best(factors, over)
     return None if chosen is None else Confirmed(chosen, factors, list(tried.values()), ended)

@@ -24,12 +24,13 @@ from dna_deploy.progress import say
 from dna_deploy.space import SearchSpace
 from dna_deploy.table import LatencyTable, has_interval, tables
 from dna_deploy.transfer import FEWEST as FEWEST_OPS
-from dna_deploy.transfer import Transferred, transfer
+from dna_deploy.transfer import Transferred, held_out, transfer
 from profilers import Measurement
 
 Array = np.ndarray[Any, np.dtype[Any]]
 FOLDS = 4  # of the validation networks: fitted on three parts, judged on the fourth, in turn
 FEWEST = 8  # validation networks a correction is fitted from
+WIDE = 0.10  # relative halfwidth of an op's interval beyond which it is marked wherever it is used
 TWO_SIDED = 1.96  # halfwidth of a 95 % interval in standard deviations
 
 
@@ -86,6 +87,7 @@ class Account:
     """Where the latencies of some ops come from."""
 
     measured: int  # read from the table
+    wide: tuple[Op, ...]  # of these, known no better than within WIDE
     bounded: tuple[Op, ...]  # taken as the same op with more classes
     predicted: tuple[Op, ...]  # by the regressor
     unknown: tuple[Op, ...]  # outside what was measured, or too little was: refused
@@ -96,6 +98,8 @@ class Account:
     def text(self) -> str:
         total = self.measured + len(self.bounded) + len(self.predicted) + len(self.unknown)
         parts = [f"{self.measured} of {total} ops from the table"]
+        if self.wide:
+            parts.append(f"{len(self.wide)} of these known no better than within {WIDE:.0%}, such as {self.wide[0].key}")
         if self.bounded:
             parts.append(f"{len(self.bounded)} bounded by a row with more classes")
         if self.predicted:
@@ -119,7 +123,7 @@ class LatencyPredictor:
         """Fitted from the whole networks in the table; the plain sum where there are too few."""
         if len(self._networks) < FEWEST:
             return Correction(0.0, 1.0, 0.0, 0)
-        offset, scale, ms_per_mb = _fit(self._sums, self._measured)
+        offset, scale, ms_per_mb = map(float, _fit(self._sums, self._measured))
         return Correction(offset, scale, ms_per_mb, len(self._networks))
 
     def errors(self) -> tuple[Errors, Errors] | None:
@@ -132,6 +136,10 @@ class LatencyPredictor:
         repeatability = widths[len(widths) // 2]
         return _errors(predicted, self._measured, repeatability), _errors(by_macs, self._measured, repeatability)
 
+    def op_error(self) -> float | None:
+        """Mean relative error of ops in the table, each predicted from the others; None where there are too few."""
+        return held_out({op: found.latency_ms for op, found in self._known.items()})
+
     def margin(self, confidence: float) -> float:
         """How far above its prediction a network may lie, relative, by the networks that had no part in the fit.
 
@@ -140,10 +148,10 @@ class LatencyPredictor:
         from scipy.stats import t
 
         if len(self._networks) < FEWEST:
+            measure = f"measure some (dna-profile --device {self.table.header.target} --validate 20), or "
             raise TableError(
                 f"{self.table.path}: {len(self._networks)} whole networks measured, {FEWEST} are needed to know how far a sum of "
-                f"ops may lie from a network; dna-profile --device {self.table.header.target} --validate 20, or leave out "
-                "--confidence"
+                f"ops may lie from a network; {'' if self.table.published else measure}leave out --confidence"
             )
         residuals = self._measured / _held_out(self._sums, self._measured) - 1
         n = len(residuals)
@@ -169,7 +177,8 @@ class LatencyPredictor:
         predicted = [op for op in wanted if op not in bounded and op in self.transferred]
         unknown = [op for op in wanted if op not in self._known and op not in bounded and op not in predicted]
         sources = tuple(source.header.target for source in self.sources) if predicted else ()
-        return Account(len(known), tuple(bounded), tuple(predicted), tuple(unknown), len(self._known), sources)
+        wide = tuple(op for op in known if self._known[op].halfwidth > WIDE)
+        return Account(len(known), wide, tuple(bounded), tuple(predicted), tuple(unknown), len(self._known), sources)
 
     @cached_property
     def _sums(self) -> Array:

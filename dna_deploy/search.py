@@ -253,16 +253,15 @@ def _confirmed(
         names = ", ".join(budget.device for budget in budgets)
         raise RequestError(f"--measure-top {count}: {names} cannot be measured from here; leave it out")
 
-    def measure(choices: tuple[int, ...], predicted: Sequence[float]) -> list[float | None]:
+    def measure(choices: tuple[int, ...], predicted: Sequence[float]) -> list[tuple[float, float] | None]:
         arch = architecture_at(space, choices)
-        found = [
-            measure_whole(table, [Model(arch.key, onnx_of(arch.ops))], ms) for table, ms in zip(tables, predicted, strict=True)
-        ]
-        taken = [own[arch.key].measurement if own else None for own in found]
-        return [
-            None if own is None else own.high_ms if budget.confidence and math.isfinite(own.high_ms) else own.latency_ms
-            for own, budget in zip(taken, budgets, strict=True)
-        ]
+        found: list[tuple[float, float] | None] = []
+        for budget, ms in zip(budgets, predicted, strict=True):
+            taken = measure_whole(budget.predictor.table, [Model(arch.key, onnx_of(arch.ops))], ms)
+            own = taken[arch.key].measurement if taken else None
+            held = own.high_ms if own and budget.confidence else own.latency_ms if own else 0.0
+            found.append((own.latency_ms, held) if own else None)
+        return found
 
     expected = [block_costs(space, budget.predictor) for budget in budgets]
 
@@ -278,6 +277,7 @@ def _confirmed(
             sum(float(cost[index]) for cost, index in zip(costs, choices, strict=True)) for costs in expected
         ],
         measure=measure,
+        score=lambda choices: sum(float(own[index]) for own, index in zip(scores, choices, strict=True)),
         name=lambda choices: architecture_at(space, choices).text,
     )
     if confirmed is None:

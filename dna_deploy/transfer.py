@@ -31,7 +31,7 @@ def describe(ops: Sequence[Op], sources: Sequence[Known] = ()) -> Items:
     described = [_features(op) for op in ops]
     columns = sorted({name for features in described for name in features})
     features = [[features.get(name, 0.0) for name in columns] for features in described]
-    costs = [[max(op.macs, 1), op.bytes_moved] for op in ops]
+    costs = [[max(op.macs, op.bytes_moved // 4), op.bytes_moved] for op in ops]  # pooling, too, touches every element once
     known = [[source.get(op, math.nan) for source in sources] for op in ops] if sources else None
     return Items(features, known, costs)
 
@@ -101,5 +101,6 @@ def held_out(known: Known, sources: Sequence[Known] = (), folds: int = 4) -> flo
     for fold in range(folds):
         out = ops[fold::folds]
         rest = {op: known[op] for op in ops if op not in set(out)}
-        errors += [abs(found.ms / known[op] - 1) for op, found in transfer(rest, out, sources).items()]
-    return float(np.mean(errors))
+        guesses = transfer(rest, out, sources).items()
+        errors += [abs(guess.ms / known[op] - 1) for op, guess in guesses if not guess.extrapolated]
+    return float(np.mean(errors)) if errors else None

@@ -117,6 +117,48 @@ def test_several_limits_and_several_networks(place):
     assert rows[0].startswith("score,--latency cpu,--macs,--file-size,--memory,network") and len(rows) == 4
 
 
+def test_an_upper_bound_is_held_and_candidates_are_measured_before_the_pick(place):
+    folder = place[0]
+    asked = ["--latency", "50ms", *SEARCH, "--no-train"]
+    found, said = dna("search", *asked, "--confidence", "0.95", "--measure-top", "2", cwd=folder)
+    assert found["predicted_ms"] < found["high_ms"] <= 50 and found["confidence"] == 0.95
+    assert 1 <= len(found["tried"]) <= 2 and found["tried"][0]["measured_ms"][0] > 0
+    assert "95% upper bound is within the budget" in said and "measured before picking" in said
+    kept = json.loads(Path(folder, found["folder"], "pick.json").read_text())
+    assert kept["tried"] == found["tried"] and kept["confidence"] == 0.95
+    dna("search", "--latency", "50ms", *SEARCH, cwd=folder)  # as it was, for the tests below
+
+
+def test_one_network_for_two_devices(place):
+    folder = place[0]
+    lines = (folder / "latency_tables" / "cpu.jsonl").read_text().splitlines()
+    twin = {**json.loads(lines[0]), "target": "twin"}
+    (folder / "latency_tables" / "twin.jsonl").write_text("\n".join([json.dumps(twin), *lines[1:]]) + "\n")
+    try:
+        both = ["--latency", "cpu=50ms", "--latency", "twin=40ms"]
+        found, said = dna("search", *both, *SEARCH, "--no-train", cwd=folder)
+        assert found["folder"] == "runs/try/cpu-50ms+twin-40ms"
+        (other,) = found["others"]
+        assert other["device"] == "twin" and other["predicted_ms"] == found["predicted_ms"] <= 40
+        assert "on cpu, budget 50 ms" in said and "on twin, budget 40 ms" in said
+        _, said = dna("search", "--latency", "cpu=50ms", "--latency", "twin=0.0001ms", *SEARCH, cwd=folder, expect=1)
+        assert "on twin; the fastest takes" in said
+    finally:
+        (folder / "latency_tables" / "twin.jsonl").unlink()
+
+
+def test_an_own_model_is_measured_beside_its_prediction(place):
+    folder, _, found, _, _ = place
+    model = f"{found['folder']}/export/model.onnx"
+    judged, said = dna("profile", "--model", model, "--space", TINY, "--image-size", "32", cwd=folder)
+    assert judged["predicted_ms"] == pytest.approx(found["predicted_ms"]) and judged["measured_ms"] > 0
+    assert judged["low_ms"] < judged["predicted_ms"] < judged["high_ms"] and "ops from the table" in said
+    _, said = dna("profile", "--model", "nowhere.onnx", cwd=folder, expect=2)
+    assert "no such file" in said
+    other, said = dna("profile", "--model", model, "--device", "pixel1", "--image-size", "32", cwd=folder)
+    assert other["measured_ms"] is None and other["predicted_ms"] is None and "not predicted" in said and "outside" in said
+
+
 def test_searching_again_does_nothing_twice(place):
     folder, _, found, _, _ = place
     weights = folder / found["folder"] / "student.safetensors"
@@ -149,6 +191,10 @@ def test_an_export_that_is_not_the_network_is_exit_1(place):
         ("search", ["--latency", "80ms", *SEARCH[:-1], "new", "--data", "nowhere"], 2, "no such folder"),
         ("search", ["--latency", "80ms", *SEARCH[:-1], "new", "--image-size", "64"], 2, "are not in it"),
         ("search", ["--latency", "80ms", "--epochs", "0"], 2, "x>=1"),
+        ("search", ["--latency", "=80ms"], 2, "names no device"),
+        ("search", ["--latency", "80ms", "--latency", "cpu=5ms", *SEARCH], 2, "name the device of each"),
+        ("search", ["--latency", "cpu=80ms", "--latency", "cpu=5ms", *SEARCH], 2, "cpu is given twice"),
+        ("search", ["--latency", "80ms", "--confidence", "1.5", *SEARCH], 2, "0.5<=x<1"),
         ("search", ["--latency", "80ms", "--imagesize", "3"], 2, "No such option"),
         ("search", ["--latency", "80ms", *SEARCH, "--pin", "b1=d1", "--pin", "b1=d2"], 2, "leave no candidate of b1"),
         ("search", ["--latency", "80ms", *SEARCH, "--ban", "k9*"], 2, "nothing there is called 'k9*'"),
@@ -298,3 +344,5 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(place, tmp_path, c
 def test_devices_and_tables_are_listed(place):
     listed, said = dna("profile", "--list", cwd=place[0])
     assert "cpu" in listed["devices"] and listed["tables"]["pixel1"] == 72 and "published" in said
+    assert {"samsung_note10", "pixel6", "xiaomi11"} <= set(listed["tables"]) and "h ago" in said
+    assert listed["coverage"]["pixel1"] == {"measured": 70, "predicted": 0, "of": 70}  # mobile at 224 px

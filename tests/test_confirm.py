@@ -7,7 +7,7 @@ from dna_deploy.confirm import confirm
 TABLE_MS = [1.0, 2.0, 3.0, 4.0, 5.0]  # what the table says of five networks; the larger the better
 
 
-def run(true_ms, budget_ms, count):
+def run(true_ms, budget_ms, count, spread=1.0):
     """Confirm among the five; a network's own number is its name."""
 
     def best(factors, over):
@@ -15,7 +15,7 @@ def run(true_ms, budget_ms, count):
         return (max(fitting),) if fitting else None
 
     def measure(choices, predicted_ms):
-        return [true_ms[choices[0]]]
+        return [(true_ms[choices[0]], spread * true_ms[choices[0]])]
 
     return confirm(
         count,
@@ -23,6 +23,7 @@ def run(true_ms, budget_ms, count):
         best=best,
         predict=lambda choices: [TABLE_MS[choices[0]]],
         measure=measure,
+        score=lambda choices: -choices[0],
         name=lambda choices: str(choices[0]),
     )
 
@@ -58,3 +59,15 @@ def test_the_list_ends_where_it_was_told_to():
 
 def test_nothing_fits_by_what_was_measured():
     assert run([9.0] * 5, 4.5, 8) is None
+
+
+def test_it_is_the_measurements_bound_that_keeps_the_budget():
+    done = run(TABLE_MS, 4.1, 8, spread=1.1)  # 4 ms measured, 4.4 ms its bound
+    assert [tried.network for tried in done.tried] == ["3", "2"] and done.choices == (2,)
+    assert done.factors == [1.0]
+
+
+def test_a_network_measured_to_fit_ends_it_unless_a_better_one_may_fit():
+    done = run([1.1 * ms for ms in TABLE_MS], 4.5, 8)  # 4 ms by the table, 4.4 measured; the next better one takes 5.5
+    assert [tried.network for tried in done.tried] == ["3"] and done.choices == (3,)
+    assert "nothing else" in done.ended

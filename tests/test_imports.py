@@ -14,6 +14,7 @@ ROWS = [  # design.md, from the bottom up; a module may import from rows below i
     {"files", "plugins", "progress"},
     {"ops"},
     {"graph", "space"},
+    {"layers"},
     {"arch", "spaces", "ratings", "pick", "costs", "footprint", "confirm"},
     {"milp", "pins", "zoo"},
     {"limits", "table", "regressor", "exporters"},
@@ -25,7 +26,7 @@ ROWS = [  # design.md, from the bottom up; a module may import from rows below i
     {"distill", "rate", "precision", "quantize", "warm"},
     {"train", "run"},
     {"original", "bundle"},
-    {"profile", "search", "export"},
+    {"profile", "search", "export", "own_model"},
     {"cli"},
 ]
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}

@@ -8,8 +8,9 @@ from dna_deploy.arch import sample
 from dna_deploy.errors import TableError
 from dna_deploy.measure import _references, remark
 from dna_deploy.plugins import find
-from dna_deploy.predictor import LatencyPredictor
+from dna_deploy.predictor import LatencyPredictor, open_predictor
 from dna_deploy.table import Header, LatencyTable, Published, Session, VisitRow, appending, create, find_table
+from dna_deploy.transfer import describe, worth_measuring
 
 
 def _table(path, rows):
@@ -56,6 +57,81 @@ def test_an_unknown_op_is_refused_never_free(tiny, op_ms, tmp_path):
         predictor.op_ms(missing)
     with pytest.raises(TableError, match=f"1 of {len(tiny.ops)} ops"):
         predictor.require(tiny)
+
+
+@pytest.fixture(scope="module")
+def mobile():
+    return find("spaces", "mobile").at(96, 4)
+
+
+def _true_ms(op):
+    return 0.02 + 2e-8 * op.macs + 2e-7 * op.bytes_moved * (1.2 if getattr(op, "kernel", 3) > 3 else 1.0)
+
+
+def test_ops_that_were_not_measured_are_predicted_with_an_interval_and_an_account(mobile, tmp_path):
+    kept = worth_measuring(describe(mobile.ops), 35)
+    rows = {mobile.ops[row].key: _true_ms(mobile.ops[row]) for row in kept}
+    plain = _table(tmp_path / "t.jsonl", rows)
+    with pytest.raises(TableError, match=r"35 of 70 ops"):
+        plain.require(mobile)
+    predictor = open_predictor(tmp_path / "t.jsonl", mobile.ops)
+    predictor.require(mobile)
+    account = predictor.account(mobile.ops)
+    assert (account.measured, len(account.predicted), account.unknown, account.known) == (35, 35, (), 35)
+    assert "35 of 70 ops from the table" in account.text and "35 predicted from 35 measured ones" in account.text
+    errors = [abs(predictor.op_ms(op) / _true_ms(op) - 1) for op in account.predicted]
+    assert sum(errors) / len(errors) < 0.05
+    assert all(predictor.op_ms(op) == _true_ms(op) for op in mobile.ops if op not in account.predicted)
+    arch = sample(mobile, random.Random(0))
+    found = predictor.network(arch.ops)
+    assert found.low_ms < sum(map(_true_ms, arch.ops)) < found.high_ms
+    assert found.ms == pytest.approx(predictor.network_ms(arch.ops))
+
+
+def test_an_op_outside_what_was_measured_is_refused_not_guessed(mobile, tmp_path):
+    _table(tmp_path / "t.jsonl", {op.key: _true_ms(op) for op in mobile.ops})
+    larger = find("spaces", "mobile").at(224, 4)
+    predictor = open_predictor(tmp_path / "t.jsonl", larger.ops)
+    unknown = predictor.account(larger.ops).unknown
+    assert larger.ops[0] in unknown  # 224 pixels a side; at most 96 were measured
+    with pytest.raises(TableError, match=r"no row for conv\(hw=224"):
+        predictor.op_ms(larger.ops[0])
+    with pytest.raises(TableError, match="nor within what it measured"):
+        predictor.require(larger)
+
+
+def test_too_few_measured_ops_predict_nothing(mobile, tmp_path):
+    _table(tmp_path / "t.jsonl", {op.key: _true_ms(op) for op in mobile.ops[:9]})
+    assert len(open_predictor(tmp_path / "t.jsonl", mobile.ops).account(mobile.ops).unknown) == len(mobile.ops) - 9
+
+
+def test_a_table_of_another_device_with_the_same_ops_helps(mobile, workdir):
+    """A device 3.1 times as slow, op by op with 20 % noise that no shape explains: only the other table knows it."""
+    rng = random.Random(0)
+    odd = {op.key: _true_ms(op) * rng.uniform(0.6, 1.4) for op in mobile.ops}
+    kept = [mobile.ops[row] for row in worth_measuring(describe(mobile.ops), 20)]
+    path = workdir / "latency_tables" / "slow.jsonl"
+    _table(path, {op.key: 3.1 * odd[op.key] for op in kept})
+
+    def error():
+        predictor = open_predictor(path, mobile.ops)
+        account = predictor.account(mobile.ops)
+        return sum(abs(predictor.op_ms(op) / 3.1 / odd[op.key] - 1) for op in account.predicted) / len(account.predicted), account
+
+    alone, _ = error()
+    _table(workdir / "latency_tables" / "fast.jsonl", odd)
+    helped, account = error()
+    assert helped < 0.05 < 0.1 < alone and "board" in account.sources and "the tables of " in account.text
+
+
+def test_an_op_known_only_roughly_is_marked(tiny, op_ms, tmp_path):
+    path = tmp_path / "t.jsonl"
+    create(path, Header("board", "test", {"name": "board"}, {}))
+    with appending(path) as out:
+        for number, (key, ms) in enumerate(op_ms.items()):
+            out.add(Published(key, ms, (0.2 if number == 2 else 0.01) * ms, 1))
+    account = LatencyPredictor(LatencyTable.load(path)).account(tiny.ops)
+    assert account.wide == (tiny.ops[2],) and "no better than within 10%" in account.text
 
 
 def test_a_classifier_with_fewer_classes_is_bounded_and_said_to_be_estimated():

@@ -1,5 +1,6 @@
 """dna-profile: measure every op of a space on a device."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ SHARE = click.FloatRange(min=0, max=1, min_open=True)
 @click.option("--runtime", help="Runtime to use; on a phone also an onnxruntime-android AAR or .so file.")
 @click.option("--mode", help="fixed: an Android phone's clocks at a level it can hold, below its best.")
 @click.option("--table", type=click.Path(path_type=Path), help="Table file; latency_tables/DEVICE.jsonl if left out.")
-@click.option("--budget", type=Duration(), default="2min", help="Stop measuring after this time at the latest.")
+@click.option("--budget", type=Duration(), default="2min", help="Time to measure; what does not fit is predicted.")
 @click.option(
     "--halfwidth",
     type=click.FloatRange(min=0, min_open=True),
@@ -36,6 +37,10 @@ SHARE = click.FloatRange(min=0, max=1, min_open=True)
     help="Stop once every 95 % interval is within this share of its estimate.",
 )
 @click.option("--again", is_flag=True, help="Add a session for ops that are already in the table.")
+@click.option("--model", type=click.Path(path_type=Path), help="Measure this ONNX file beside its prediction, and stop.")
+@click.option(
+    "--confidence", type=click.FloatRange(0.5, 1, max_open=True), default=0.95, help="Of the prediction's bounds for --model."
+)
 @click.option("--list", "listing", is_flag=True, help="Show the devices and tables there are, and stop.")
 def main(
     device: str,
@@ -53,6 +58,8 @@ def main(
     budget: float,
     halfwidth: float,
     again: bool,
+    model: Path | None,
+    confidence: float,
     listing: bool,
 ) -> dict[str, Any]:
     """Measure the latency of every op of a search space on a device, into a latency table.
@@ -60,14 +67,26 @@ def main(
     Each visit is kept as it is taken: interrupt it, and the same command goes on. Exit codes: 0 done, 2 the request is
     wrong, 3 the device or machine failed.
     """
-    if listing:
-        return _list()
     from dna_deploy.plugins import find
+
+    if listing:
+        return _list(space, image_size, classes)
     from dna_deploy.profile import profile
     from dna_deploy.progress import say, show
     from dna_deploy.table import OWN
-    from profilers import Plan, Stop, find_device
+    from profilers import Plan, Stop, find_device, repeatability
 
+    if model is not None:
+        find("spaces", space)  # a space of the user's own, so that networks of it in the table are known
+        settings = {
+            "threads": threads,
+            "cores": cores,
+            "address": address,
+            "provider": provider,
+            "runtime": runtime,
+            "mode": mode,
+        }
+        return _model(model, image_size, device, settings, table, budget, confidence)
     target = find_device(device, threads=threads, cores=cores, address=address, provider=provider, runtime=runtime, mode=mode)
     laid_out = find("spaces", space).at(image_size, classes)
     path = table or OWN / f"{device}.jsonl"
@@ -75,7 +94,9 @@ def main(
     done = profile(target, laid_out, path, validate=validate, plan=Plan(), stop=stop, again=again)
     wide = [key for key, found in done.table.measurements.items() if found.halfwidth > halfwidth]
     correction, errors = done.predictor.correction, done.predictor.errors()
+    again_differs = repeatability(done.table.visits, done.table.drift)
     say(f"{done.ended}; {len(done.table.measurements)} rows in {path}, {len(wide)} with an interval wider than {halfwidth:.0%}")
+    say(f"{laid_out.name} at {image_size} px: {done.account.text}; halves of the rounds agree within {again_differs:.1%}")
     if errors is not None:
         by_ops, by_macs = errors
         parts = (correction.offset_ms, correction.scale, correction.ms_per_mb)
@@ -90,6 +111,9 @@ def main(
         "measured": done.measured,
         "ended": done.ended,
         "wide": len(wide),
+        "predicted": len(done.account.predicted),
+        "unknown": len(done.account.unknown),
+        "repeatability": again_differs if math.isfinite(again_differs) else None,
         "offset_ms": correction.offset_ms,
         "scale": correction.scale,
         "mape": errors[0].mape if errors else None,
@@ -101,23 +125,102 @@ def _figures(errors: Any) -> list[str]:
     return [*shares, f"{errors.spearman:.3f}", f"{errors.kendall:.3f}"]
 
 
-def _list() -> dict[str, Any]:
-    from dna_deploy.progress import show
-    from dna_deploy.table import LatencyTable, tables
+def _model(
+    file: Path, image_size: int, name: str, settings: dict[str, Any], table: Path | None, budget: float, confidence: float
+) -> dict[str, Any]:
+    """Measured against predicted for a user's own file."""
+    from dna_deploy.measure import remark
+    from dna_deploy.own_model import judge
+    from dna_deploy.progress import say, show
+    from dna_deploy.table import tables
+    from profilers import find_device
+
+    path = table or tables().get(name)
+    device = None if path else find_device(name, **settings)
+    found = judge(file, image_size, path, device, min(budget, 30.0), confidence)
+    rows = []
+    if (own := found.measured) is not None:
+        rows.append(["measured", f"{own.latency_ms:.4g} ms", f"{own.low_ms:.4g} to {own.high_ms:.4g} ms"])
+    else:
+        rows.append(["measured", f"{name} is not at hand", ""])
+    if (guess := found.predicted) is not None:
+        rows.append(["predicted", f"{guess.ms:.4g} ms", f"{guess.low_ms:.4g} to {guess.high_ms:.4g} ms"])
+    if own is not None and guess is not None:
+        rows.append(["predicted is off by", f"{guess.ms / own.latency_ms - 1:+.1%}", ""])
+    show(
+        f"{file} on {name}, one image of {image_size} px",
+        ["", "latency", f"interval ({confidence:.0%} for the prediction)"],
+        rows,
+    )
+    if found.uncovered:
+        say(f"not predicted: {found.uncovered}")
+    elif found.account is not None:
+        corrected = (
+            f"corrected by {found.networks} whole networks" if found.networks else "a plain sum of layers, never corrected"
+        )
+        say(f"{found.account.text}; {corrected}")
+    if changed := remark(found.speed):
+        say(changed)
+    return {
+        "model": str(file),
+        "device": name,
+        "measured_ms": own.latency_ms if own else None,
+        "predicted_ms": guess.ms if guess else None,
+        "low_ms": guess.low_ms if guess else None,
+        "high_ms": guess.high_ms if guess and math.isfinite(guess.high_ms) else None,
+        "ops": [op.key for op in found.layers.ops],
+        "not_predicted": found.uncovered,
+    }
+
+
+def _list(space: str, image_size: int, classes: int) -> dict[str, Any]:
+    from dna_deploy.errors import TableError
+    from dna_deploy.plugins import find
+    from dna_deploy.predictor import open_predictor
+    from dna_deploy.progress import say, show
+    from dna_deploy.table import tables
     from profilers import registry
 
-    found = {name: LatencyTable.load(path) for name, path in tables().items()}
+    laid_out = find("spaces", space).at(image_size, classes)
+    found = {}
+    for name, path in tables().items():
+        try:
+            found[name] = open_predictor(path, laid_out.ops)
+        except TableError as error:
+            say(f"left out: {error}")
     devices = registry()
     rows = [[device.name, device.kind, "yes" if name in found else "not yet"] for name, device in devices.items()]
     show("Devices", ["name", "kind", "table"], rows)
-    rows = [
-        [
-            name,
-            str(len(table.measurements)),
-            "published" if table.published else table.sessions[-1].session[:10],
-            table.header.about,
-        ]
-        for name, table in found.items()
-    ]
-    show("Latency tables", ["target", "rows", "measured", "what"], rows)
-    return {"devices": list(devices), "tables": {name: len(table.measurements) for name, table in found.items()}}
+    rows, covered = [], {}
+    for name, predictor in found.items():
+        table, account = predictor.table, predictor.account(laid_out.ops)
+        total = len(laid_out.ops)
+        covered[name] = {"measured": account.measured + len(account.bounded), "predicted": len(account.predicted), "of": total}
+        guessed = f" + {len(account.predicted)} predicted" if account.predicted else ""
+        share = f"{covered[name]['measured']}{guessed} of {total}"
+        errors = predictor.errors()
+        op_error = predictor.op_error() if errors is None else None
+        known = "no networks measured" if op_error is None else f"{op_error:.1%} of an op, no networks measured"
+        if errors is not None:
+            known = f"{errors[0].mape:.1%} of {errors[0].n} networks"
+        age = "published" if table.published else _age(table.sessions[-1].session) if table.sessions else "empty"
+        rows.append([name, str(len(table.measurements)), age, share, known])
+    columns = ["target", "rows", "measured", f"ops of {space} at {image_size} px", "held-out error"]
+    show("Latency tables", columns, rows)
+    for name, predictor in found.items():
+        header = predictor.table.header
+        say(f"{name}: {header.about}" + (f" ({header.source}; {header.licence})" if header.source else ""))
+    return {
+        "devices": list(devices),
+        "tables": {name: len(predictor.table.measurements) for name, predictor in found.items()},
+        "coverage": covered,
+    }
+
+
+def _age(began: str) -> str:
+    """How long ago a session began, in words."""
+    from datetime import datetime, timezone
+
+    since = datetime.now(timezone.utc) - datetime.fromisoformat(began.replace("Z", "+00:00"))
+    hours = since.total_seconds() / 3600
+    return f"{hours:.0f} h ago" if hours < 48 else f"{hours / 24:.0f} days ago"

@@ -1,0 +1,114 @@
+"""Which estimate of a latency repeats best? Halves of the rounds that a real table keeps, held against each other.
+
+    python -m benchmarks.estimator --table latency_tables/cpu.jsonl
+
+Every table keeps all samples of all rounds. Each estimator computes every op and network twice, from two disjoint halves of the
+rounds: every other round (which share the machine's slow drift), and the first against the second half of the session (which do
+not). Takes seconds; needs a table that dna-profile made on a device.
+"""
+
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from benchmarks._report import Result, arguments, report
+from dna_deploy.arch import Architecture
+from dna_deploy.table import LatencyTable
+from profilers import summarize
+
+KEPT = Path(__file__).parent / "results" / "estimator.json"
+
+Rounds = Sequence[Sequence[int]]  # nanoseconds of each run, round by round
+
+
+def quantile(share: float) -> Callable[[Rounds], float]:
+    """Over all runs of all rounds, whichever round they are of."""
+    return lambda rounds: float(np.quantile(np.concatenate(list(rounds)), share))
+
+
+def of_rounds(inner: float, outer: float) -> Callable[[Rounds], float]:
+    """A quantile within each round, then one of those over the rounds."""
+    return lambda rounds: float(np.quantile([np.quantile(ns, inner) for ns in rounds], outer))
+
+
+ESTIMATORS: Mapping[str, Callable[[Rounds], float]] = {
+    "mean of all runs": lambda rounds: float(np.mean(np.concatenate(list(rounds)))),
+    "median of all runs": quantile(0.5),
+    "lower quartile of all runs": quantile(0.25),
+    "lowest tenth of all runs": quantile(0.1),
+    "minimum of all runs": quantile(0.0),
+    "median over rounds of the median": of_rounds(0.5, 0.5),
+    "median over rounds of the lower quartile": of_rounds(0.25, 0.5),
+    "median over rounds of the minimum": of_rounds(0.0, 0.5),
+    "lower quartile over rounds of the lower quartile": of_rounds(0.25, 0.25),
+    "lower quartile over rounds of the minimum": of_rounds(0.0, 0.25),
+}
+
+
+def halves(rounds: Sequence[int]) -> Mapping[str, tuple[list[int], list[int]]]:
+    middle = len(rounds) // 2
+    return {
+        "every other round": (list(rounds[::2]), list(rounds[1::2])),
+        "first and second half": (list(rounds[:middle]), list(rounds[middle:])),
+    }
+
+
+def compare(first: Mapping[str, float], second: Mapping[str, float]) -> tuple[float, float, float]:
+    """Between two estimates of the same keys: median and worst tenth of the relative differences, after the common factor that a
+    drift of the whole machine leaves is taken out; and the rank correlation of the networks."""
+    ratios = np.array([first[key] / second[key] for key in first])
+    differences = np.abs(ratios / np.median(ratios) - 1)
+    networks = [key for key in first if Architecture.is_key(key)]
+    rho = (
+        float(spearmanr([first[key] for key in networks], [second[key] for key in networks]).statistic)
+        if len(networks) > 2
+        else 0.0
+    )
+    return float(np.median(differences)), float(np.quantile(differences, 0.9)), rho
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--table", type=Path, default=Path("latency_tables/cpu.jsonl"), help="table with the samples")
+    table = LatencyTable.load(parser.parse_args().table)
+    common = set.intersection(*({visit.round for visit in visits} for visits in table.visits.values()))
+    rows, results = [], []
+    samples: dict[str, dict[int, list[int]]] = {}
+    for key, visits in table.visits.items():
+        for visit in visits:
+            samples.setdefault(key, {}).setdefault(visit.round, []).extend(visit.ns)
+    estimates: dict[str, Callable[[str, list[int]], float]] = {
+        name: (lambda key, rounds, of=of: of([samples[key][round] for round in rounds])) for name, of in ESTIMATORS.items()
+    }
+    own = {key: {round: [v for v in visits if v.round == round] for round in common} for key, visits in table.visits.items()}
+
+    def protocol(key: str, rounds: list[int]) -> float:
+        return summarize((visit for round in rounds for visit in own[key][round]), table.drift).latency_ms
+
+    estimates["the protocol's: that of the lower quartile, drift divided out"] = protocol
+    for name, estimate in estimates.items():
+        row = {"estimator": name}
+        for split, (first, second) in halves(sorted(common)).items():
+            found = compare(*({key: estimate(key, half) for key in samples} for half in (first, second)))
+            row |= {f"{split}: median": found[0], f"{split}: worst tenth": found[1], f"{split}: rank correlation": found[2]}
+            results.append(Result(f"{name}, {split}", found[0], "", n=len(samples)))
+        rows.append(row)
+    best = min(rows, key=lambda row: statistics.mean(row[f"{split}: median"] for split in halves([])))
+    results.append(
+        Result(
+            f"repeats best: {best['estimator']}",
+            statistics.mean(best[f"{split}: median"] for split in halves([])),
+            "",
+            n=len(samples),
+        )
+    )
+    KEPT.write_text(json.dumps({"device": table.header.environment, "rounds": len(common), "rows": rows}, indent=1) + "\n")
+    report("estimator", results)
+
+
+if __name__ == "__main__":
+    main()

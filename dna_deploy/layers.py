@@ -1,0 +1,187 @@
+"""The ops in an ONNX file that someone else wrote: what can be priced by a table, and what is none of our ops.
+
+Convolutions and matrix products are read in order and grouped (1x1, depthwise, 1x1 is an MBConv). The graph of those ops is
+then written and its nodes are held against the file's: whatever the file has beyond them is named, never taken for free.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dna_deploy.errors import RequestError
+from dna_deploy.graph import onnx_of
+from dna_deploy.ops import Op
+from dna_deploy.ops.classifier import Classifier
+from dna_deploy.ops.conv import Conv
+from dna_deploy.ops.dsconv import DepthwiseSeparable
+from dna_deploy.ops.mbconv import MBConv
+
+if TYPE_CHECKING:
+    import onnx
+
+_SHAPING = {"Flatten", "Reshape", "Identity", "Dropout", "Constant", "Squeeze", "Unsqueeze", "Cast", "Shape", "Concat", "Gather"}
+_SAME = {"ReduceMean": "GlobalAveragePool", "MatMul": "Gemm"}
+_ACTS = {"Clip": "relu6", "Relu": "relu", "HardSwish": "hard_swish", "Sigmoid": "silu", "Mul": "silu"}
+
+
+@dataclass(frozen=True)
+class Layers:
+    ops: tuple[Op, ...]
+    others: tuple[str, ...]  # what the file does beside them, such as "3 Softmax"
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One convolution or matrix product."""
+
+    kind: str
+    hw: int  # of its input; 1 behind a pooling
+    cin: int
+    cout: int
+    kernel: int = 1
+    stride: int = 1
+    groups: int = 1
+    act: str = "none"
+    gate: str = ""  # what its output is multiplied into something through
+
+
+def fixed(content: bytes, image_size: int) -> "onnx.ModelProto":
+    """The model with batch 1, and with sides of `image_size` where the file leaves them open."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load_from_string(content)
+    except DecodeError:
+        raise RequestError("not an ONNX file: it cannot be parsed") from None
+    weights = {weight.name for weight in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    for value in inputs:
+        dims = value.type.tensor_type.shape.dim
+        if len(inputs) != 1 or len(dims) != 4:
+            raise RequestError(
+                f"its inputs are {', '.join(v.name for v in inputs)}; expected one of (batch, channels, height, width)"
+            )
+        for place, size in ((0, 1), (2, image_size), (3, image_size)):
+            if dims[place].dim_value < 1 or place == 0:
+                dims[place].dim_value = size
+    del model.graph.value_info[:]
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    return onnx.shape_inference.infer_shapes(model, data_prop=True)
+
+
+def layers_of(model: "onnx.ModelProto") -> Layers:
+    """The ops of a model whose sides are `fixed`."""
+    ops = tuple(_grouped(_layers(model)))
+    ours: Counter[str] = Counter()
+    if ops:
+        import onnx
+
+        for op in ops:
+            ours += _kinds(onnx.load_from_string(onnx_of([op])))
+    beyond = _kinds(model) - ours
+    return Layers(ops, tuple(f"{count} {kind}" for kind, count in sorted(beyond.items())))
+
+
+def _kinds(model: "onnx.ModelProto") -> "Counter[str]":
+    """How many nodes there are of each kind that takes time."""
+    return Counter(_SAME.get(node.op_type, node.op_type) for node in model.graph.node if node.op_type not in _SHAPING)
+
+
+def _layers(model: "onnx.ModelProto") -> list[_Layer]:
+    import onnx
+
+    graph = model.graph
+    sizes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in [*graph.value_info, *graph.input]
+    }
+    weights = {weight.name: list(weight.dims) for weight in graph.initializer}
+    readers: dict[str, list[Any]] = {}
+    makers = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+        for name in node.output:
+            makers[name] = node
+    found = []
+    for node in graph.node:
+        settings = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+        shape = sizes.get(node.input[0], []) if node.input else []
+        weight = weights.get(node.input[1], []) if len(node.input) > 1 else []
+        followed = readers.get(node.output[0], [])
+        kinds = [reader.op_type for reader in followed]
+        act = next(
+            (_ACTS[kind] for kind in kinds if kind in ("Clip", "Relu", "HardSwish")),
+            "silu" if {"Sigmoid", "Mul"} <= set(kinds) else "none",
+        )
+        gate = kinds[0] if kinds in (["Sigmoid"], ["HardSigmoid"]) else ""
+        if node.op_type == "Conv" and len(weight) == 4 and len(shape) == 4 and shape[2] == shape[3] and weight[2] == weight[3]:
+            stride, dilation = settings.get("strides", [1, 1]), settings.get("dilations", [1, 1])
+            pads, groups = settings.get("pads", [0] * 4), settings.get("group", 1)
+            if set(pads) != {weight[2] // 2} or set(dilation) != {1} or stride[0] != stride[1]:
+                continue  # none of our ops: it will stand among the others
+            found.append(_Layer("conv", shape[2], shape[1], weight[0], weight[2], stride[0], groups, act, gate))
+        elif node.op_type in ("Gemm", "MatMul") and len(weight) == 2:
+            cout = weight[0] if settings.get("transB") else weight[1]
+            cin = weight[1] if settings.get("transB") else weight[0]
+            found.append(_Layer("linear", _pooled_from(node, makers, sizes), cin, cout))
+    return found
+
+
+def _pooled_from(node: Any, makers: dict[str, Any], sizes: dict[str, list[int]]) -> int:
+    """The side of the image that was pooled into the input of a linear layer; 1 where none was."""
+    while node is not None and node.input:
+        if node.op_type in ("GlobalAveragePool", "ReduceMean"):
+            shape = sizes.get(node.input[0], [])
+            return shape[2] if len(shape) == 4 else 1
+        node = makers.get(node.input[0])
+        if node is not None and node.op_type not in _SHAPING | {"GlobalAveragePool", "ReduceMean"}:
+            return 1
+    return 1
+
+
+def _grouped(layers: list[_Layer]) -> list[Op]:
+    ops: list[Op] = []
+    at = 0
+    while at < len(layers):
+        first, *rest = layers[at : at + 5]
+        if first.kind == "linear":
+            ops.append(Classifier(first.hw, first.cin, first.cout))
+            at += 1
+        elif (found := _mbconv(first, rest)) is not None:
+            ops.append(found[0])
+            at += found[1]
+        elif _depthwise(first) and rest and _pointwise(rest[0]) and rest[0].cin == first.cout:
+            ops.append(DepthwiseSeparable(first.hw, first.cin, rest[0].cout, first.kernel, first.stride, first.act))
+            at += 2
+        else:
+            if first.groups == 1 and first.act != "none":
+                ops.append(Conv(first.hw, first.cin, first.cout, first.kernel, first.stride, first.act))
+            at += 1
+    return ops
+
+
+def _mbconv(first: _Layer, rest: list[_Layer]) -> tuple[Op, int] | None:
+    """The MBConv that begins with `first`, and how many layers it takes."""
+    if not _pointwise(first) or first.act == "none" or first.cout % first.cin or len(rest) < 2 or not _depthwise(rest[0]):
+        return None
+    deep, *behind = rest
+    expand, se, gate = first.cout // first.cin, 0.0, "sigmoid"
+    if len(behind) >= 3 and behind[0].hw == 1 and behind[1].gate and behind[1].cout == first.cout:
+        se = round(behind[0].cout / first.cin, 3)
+        gate = "hard_sigmoid" if behind[1].gate == "HardSigmoid" else "sigmoid"
+        behind = behind[2:]
+    last = behind[0]
+    if deep.cin != first.cout or not _pointwise(last) or last.cin != first.cout or last.act != "none":
+        return None
+    op = MBConv(first.hw, first.cin, last.cout, deep.kernel, expand, deep.stride, first.act, se, gate)
+    return op, 5 if se else 3
+
+
+def _pointwise(layer: _Layer) -> bool:
+    return layer.kind == "conv" and (layer.kernel, layer.stride, layer.groups) == (1, 1, 1)
+
+
+def _depthwise(layer: _Layer) -> bool:
+    return layer.kind == "conv" and layer.groups == layer.cin == layer.cout

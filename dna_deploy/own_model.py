@@ -1,0 +1,65 @@
+"""A user's own ONNX file: its latency predicted from a table, and measured on the device beside it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dna_deploy.errors import RequestError
+from dna_deploy.layers import Layers, fixed, layers_of
+from dna_deploy.measure import device_of, measure_whole
+from dna_deploy.predictor import Account, Predicted, open_predictor
+from dna_deploy.table import LatencyTable
+from profilers import Device, Measurement, Model, Plan, Stop, find_profiler, measure, summarize
+
+
+@dataclass(frozen=True)
+class Judged:
+    layers: Layers
+    account: Account | None  # None: there is no table to predict from
+    predicted: Predicted | None  # None: something in it is outside what the table can tell
+    networks: int  # whole networks that corrected the prediction
+    measured: Measurement | None  # None: the device is not at hand
+    speed: float | None  # of the device now, relative to the table's sessions
+
+    @property
+    def uncovered(self) -> str | None:
+        """Why there is no prediction."""
+        if self.account is None:
+            return "there is no table of this device yet"
+        if self.layers.others:
+            return f"it does what no op of ours does: {', '.join(self.layers.others)}"
+        if self.account.unknown:
+            op = self.account.unknown[0]
+            return f"{len(self.account.unknown)} of its ops lie outside what was measured, such as {op.key}"
+        return None
+
+
+def judge(file: Path, image_size: int, table: Path | None, device: Device | None, seconds: float, confidence: float) -> Judged:
+    """`device` measures the file where there is no table; with a table, the device it was taken on does."""
+    if not file.is_file():
+        raise RequestError(f"--model {file}: no such file; expected an ONNX model")
+    try:
+        model = fixed(file.read_bytes(), image_size)
+    except RequestError as error:
+        raise RequestError(f"--model {file}: {error}") from None
+    layers, asked = layers_of(model), Model(file.name, model.SerializeToString())
+    if table is None:
+        assert device is not None
+        visits = measure(find_profiler(device), device, [asked], Plan(rounds=24, anchors=0), Stop(seconds=seconds))
+        return Judged(layers, None, None, 0, summarize(visits), None)
+    predictor = open_predictor(table, layers.ops)
+    account = predictor.account(layers.ops)
+    known = not layers.others and not account.unknown and bool(layers.ops)
+    predicted = predictor.network(layers.ops, confidence) if known else None
+    found = None
+    if device_of(predictor.table) is not None:
+        about_ms = predicted.ms if predicted else _middle(predictor.table)
+        found = measure_whole(predictor.table, [asked], about_ms, seconds)
+    taken = found[asked.key] if found else None
+    measured, speed = (taken.measurement, taken.speed) if taken else (None, None)
+    return Judged(layers, account, predicted, predictor.correction.networks, measured, speed)
+
+
+def _middle(table: LatencyTable) -> float:
+    """A latency in the middle of the table's, where nothing is known of the model's."""
+    latencies = sorted(found.latency_ms for found in table.measurements.values())
+    return latencies[len(latencies) // 2] if latencies else 0.0
