@@ -22,7 +22,8 @@ from profilers._android.facts import read_clusters, read_facts, read_thermal, se
 from profilers._android.gate import Gate, Limits, Reading
 from profilers._android.link import LinkLost
 from profilers._android.package import pack
-from profilers._android.session import Session, Settings, split_outputs
+from profilers._android.session import Session, Settings
+from profilers._android.tensors import split_outputs
 from tests.phone import emulated, models
 from tests.phone.local import LocalLink, runtime
 
@@ -349,7 +350,7 @@ def test_lost_commands_and_answers_lose_nothing(open_session: Callable[..., Sess
 
 
 def runner_pid(session: Session) -> int | None:
-    answer = session.link.ask(session._holder, check=False).split()
+    answer = session.link.ask(session.holder, check=False).split()
     return int(answer[0]) if answer else None
 
 

@@ -101,7 +101,7 @@ def test_a_phone_is_measured(phone: emulated.EmulatedPhone, device: Device, sess
     assert profiler.environment(device) == environment  # what changes from day to day is no part of it
     check(list(profiler.visits(device, ops(), PLAN)))
     left = {path.name for path in (phone.root / BASE.lstrip("/")).iterdir()}
-    assert left == {"lock", session._folder.rpartition("/")[2]}
+    assert left == {"lock", session.folder.rpartition("/")[2]}
 
 
 def test_one_push_one_runner_and_no_call_for_an_op(phone: emulated.EmulatedPhone, session: Session) -> None:
@@ -251,7 +251,7 @@ def test_closing_the_visits_ends_the_runner(phone: emulated.EmulatedPhone, sessi
     visits = session.visits(ops(), dataclasses.replace(LONG, rounds=200))
     next(visits)
     visits.close()
-    assert session.link.ask(session._holder, check=False).strip() == ""
+    assert session.link.ask(session.holder, check=False).strip() == ""
 
 
 def test_cores_the_phone_does_not_give_are_refused(device: Device, android: runtime.Runtime) -> None:

@@ -15,7 +15,7 @@ import pytest
 from profilers import Model, Plan
 from profilers._android import build
 from profilers._android.package import pack
-from profilers._android.session import split_outputs
+from profilers._android.tensors import split_outputs
 from profilers.errors import DeviceUnavailable
 from tests.phone import models
 
