@@ -9,6 +9,7 @@ from dna_deploy.errors import CheckFailed, RunError
 from dna_deploy.exporters._exporter import Contract, Exporter
 from dna_deploy.files import read_json, sha256, write_json
 from dna_deploy.measure import measure_whole
+from dna_deploy.on_device import run_on_device
 from dna_deploy.plugins import find
 from dna_deploy.progress import say
 from dna_deploy.run import Pick, Picked, Student, TeacherReport
@@ -27,8 +28,11 @@ class Exported:
     student: Student
 
 
-def export(pick: Pick, format: str, limits: Limits, output: Path | None = None) -> Exported:
-    """Raises CheckFailed where the exported network is not the trained one; the file and the figures stay to look at."""
+def export(pick: Pick, format: str, limits: Limits, output: Path | None = None, device: str | None = None) -> Exported:
+    """Raises CheckFailed where the exported network is not the trained one; the file and the figures stay to look at.
+
+    With a `device` the file is run there too, over the whole test set.
+    """
     from dna_deploy.checkpoint import load_checkpoint
     from dna_deploy.train import logits_of
 
@@ -56,7 +60,12 @@ def export(pick: Pick, format: str, limits: Limits, output: Path | None = None) 
     verification = Verification(
         path.name, sha256(path), limits, comparisons, picked.predicted_ms, None, None, None, None, picked.device
     )
-    verification = _measured(verification, path, picked)
+    write_json(path.with_name("verification.json"), verification)
+    if device is not None:
+        there = run_on_device(device, path, runs, arch, picked, images, preprocessing, limits)
+        verification = replace(verification, on_device=there)
+    else:
+        verification = _measured(verification, path, picked)
     write_json(path.with_name("verification.json"), verification)
     if not verification.ok:
         raise CheckFailed(f"{path} is not the network that was trained: {'; '.join(failures(verification))}")
@@ -74,7 +83,7 @@ def _measured(verification: Verification, path: Path, picked: Picked) -> Verific
     return replace(
         verification,
         measured_ms=measured.latency_ms,
-        measured_low_ms=measured.low_ms,
-        measured_high_ms=measured.high_ms,
+        measured_low_ms=measured.interval_ms[0],
+        measured_high_ms=measured.interval_ms[1],
         speed=found["exported"].speed,
     )

@@ -36,6 +36,20 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class OnDevice:
+    """The exported file run on a device: what it computes there against here, and its latency at batch 1."""
+
+    device: str
+    environment: dict[str, str | int | float | None]
+    comparison: Comparison  # before: the file run here; after: run there
+    predicted_ms: float | None  # from the device's own table; None where it has none of this network
+    measured_ms: float | None  # at the speed of that table's sessions, where there is one
+    measured_low_ms: float | None
+    measured_high_ms: float | None
+    speed: float | None
+
+
+@dataclass(frozen=True)
 class Verification:
     file: str
     sha256: str
@@ -47,11 +61,12 @@ class Verification:
     measured_high_ms: float | None
     speed: float | None  # how fast the device ran its anchors then, relative to the table's sessions
     device: str | None
+    on_device: OnDevice | None = None  # where the file was run on a device: then its latency stands there
     schema: str = SCHEMA
 
     @property
     def ok(self) -> bool:
-        return all(comparison.ok for comparison in self.comparisons)
+        return all(comparison.ok for comparison in self.comparisons) and (self.on_device is None or self.on_device.comparison.ok)
 
 
 def compare(
@@ -92,10 +107,13 @@ def _share(logits: Array, labels: Array) -> float:
 
 def failures(verification: Verification) -> Sequence[str]:
     """One line for each comparison that failed, with the figures and the limits."""
-    limits = verification.limits
+    limits, there = verification.limits, verification.on_device
+    compared = [(f"batch {found.batch}", found) for found in verification.comparisons]
+    if there is not None:
+        compared.append((f"on {there.device}, against the same file run here", there.comparison))
     return [
-        f"batch {found.batch}: top-1 agreement {found.top1_agreement:.2%} (limit {limits.top1_agreement:.2%}), largest "
-        f"difference {found.largest_difference:.2g} (limit {limits.largest_difference:.2g})"
-        for found in verification.comparisons
+        f"{what}: top-1 agreement {found.top1_agreement:.2%} (limit {limits.top1_agreement:.2%}), largest difference "
+        f"{found.largest_difference:.2g} (limit {limits.largest_difference:.2g})"
+        for what, found in compared
         if not found.ok
     ]

@@ -59,6 +59,18 @@ def test_the_chain_hands_its_numbers_on(place):
     assert exported["predicted_ms"] == found["predicted_ms"] and exported["measured_ms"] > 0
 
 
+def test_the_exported_file_is_run_on_the_device_asked_for(place):
+    folder, _, found, _, exported = place
+    there, said = dna("export", "--device", "cpu", cwd=folder)
+    assert there["sha256"] == exported["sha256"] and there["predicted_ms"] == pytest.approx(found["predicted_ms"])
+    assert there["device_top1_agreement"] == 1.0 and there["device_accuracy"] == exported["test_accuracy"]
+    assert there["measured_ms"] > 0 and "the same file on cpu" in said
+    kept = json.loads((folder / found["folder"] / "export" / "verification.json").read_text())["on_device"]
+    assert kept["comparison"]["images"] == kept["comparison"]["batch"] * 450 and kept["environment"]["threads"] == 1
+    _, said = dna("export", "--device", "pixel1", cwd=folder, expect=2)
+    assert "'pixel1' is no device we can measure" in said
+
+
 def test_the_run_holds_everything(place):
     folder = place[0] / "runs" / "try"
     kept = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}

@@ -21,6 +21,7 @@ ROWS = [  # design.md, from the bottom up; a module may import from rows below i
     {"supernet"},
     {"distill", "rate"},
     {"train", "run"},
+    {"on_device"},
     {"profile", "search", "export"},
     {"cli"},
 ]
