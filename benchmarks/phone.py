@@ -102,7 +102,7 @@ def agreement(turns: int) -> Result:
 
 @contextlib.contextmanager
 def phone_session(folder: Path) -> Iterator[tuple[emulated.EmulatedPhone, Session]]:
-    mine = sum(1 << core for core in os.sched_getaffinity(0) if core < 8)
+    mine = sum(1 << core for core in emulated.usable_cores())
     with emulated.adb_server(folder / "adb") as environment, emulated.phone(folder / "phone") as phone:
         os.environ.update(environment)
         device = find_device("pixel", address=phone.serial, cores=f"{mine:x}")

@@ -74,7 +74,8 @@ def fake_adb(folder: Path, listing: str) -> dict[str, str]:
     folder.mkdir(exist_ok=True)
     (folder / "list").write_text(f"List of devices attached\n{listing}\n")
     program = folder / "adb"
-    program.write_text(f'#!/bin/sh\ncase "$*" in *devices*) cat {folder}/list ;; *) exit 1 ;; esac\n')
+    answers = f'*devices*) cat {folder}/list ;; connect*) echo "failed to connect to $2" ;; *) exit 1 ;;'
+    program.write_text(f'#!/bin/sh\ncase "$*" in {answers} esac\n')
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     return {"PATH": f"{folder}:/usr/bin:/bin"}
 
@@ -88,6 +89,8 @@ def fake_adb(folder: Path, listing: str) -> dict[str, str]:
         ("A no permissions (udev)", None, ["no permissions", "udev"]),
         ("A unauthorized", None, ["A unauthorized", "tap Allow"]),
         ("A offline", None, ["A offline", "plug it in again"]),
+        ("10.0.0.7:5555 offline", None, ["10.0.0.7:5555 offline", "switch wireless debugging off and on again"]),
+        ("", "10.0.0.7:5555", ["no phone '10.0.0.7:5555'", "failed to connect to 10.0.0.7:5555", "switch wireless debugging on"]),
     ],
 )
 def test_without_a_usable_phone_one_line_says_what_was_seen(tmp_path: Path, listing: str, wanted: str, says: list[str]) -> None:
@@ -356,11 +359,11 @@ def runner_pid(session: Session) -> int | None:
 
 def test_a_killed_runner_goes_on(open_session: Callable[..., Session]) -> None:
     session = open_session()
-    plan = Plan(rounds=60, runs=4000, visit_ms=0, max_runs=4000)
+    plan = Plan(rounds=30, runs=2000, visit_ms=0, max_runs=2000)
     visits, killed = [], 0
     for visit in session.visits(ops()[:3], plan):
         visits.append((visit.key, visit.round))
-        pid = runner_pid(session) if len(visits) in (1, 60) else None
+        pid = runner_pid(session) if len(visits) in (1, 30) else None
         if pid:
             os.kill(pid, signal.SIGKILL)
             killed += 1
@@ -404,8 +407,9 @@ def test_another_run_on_the_device_is_not_disturbed(open_session: Callable[..., 
     seen = [next(visits)]
     with pytest.raises(DeviceUnavailable, match=r"another measurement is running .* --stop"):
         list(second.visits(ops()[:1], Plan(rounds=1, runs=1)))
-    seen += list(visits)
-    assert [(visit.key, visit.round) for visit in seen] == expected(plan, ops()[:3])
+    seen += [next(visits) for _ in range(20)]
+    visits.close()
+    assert [(visit.key, visit.round) for visit in seen] == expected(plan, ops()[:3])[:21]
 
 
 def test_a_model_the_runtime_refuses_is_named(open_session: Callable[..., Session]) -> None:
@@ -472,6 +476,16 @@ def test_outputs_are_those_of_the_host(open_session: Callable[..., Session]) -> 
         session.run(models.refused(), {"x": np.zeros((1, 3), np.float32)})
 
 
+def test_the_time_of_a_model_is_told_node_by_node(open_session: Callable[..., Session]) -> None:
+    session = open_session()
+    nodes = session.node_times(models.quantized(), runs=5)
+    assert [node.op for node in nodes if "Conv" in node.op] and len({node.name for node in nodes}) == len(nodes)
+    assert all(len(node.us) == 5 and min(node.us) >= 0 and node.provider == "CPUExecutionProvider" for node in nodes)
+    assert not list(Path(session.settings.base).glob("run-*"))
+    with pytest.raises(ModelRejected, match="refused: local could not run it"):
+        session.node_times(models.refused(), runs=1)
+
+
 def test_a_full_device_is_said_at_once(open_session: Callable[..., Session], monkeypatch: pytest.MonkeyPatch) -> None:
     session = open_session()
     monkeypatch.setattr(
@@ -501,6 +515,36 @@ def test_a_device_that_never_comes_back_is_given_up(tmp_path: Path) -> None:
     link.patience_s = 0.1
     with pytest.raises(DeviceUnavailable, match=r"local: no answer .*gave up after"):
         link.ask("true")
+
+
+def test_nobody_tidies_up_on_a_device_that_was_given_up(open_session: Callable[..., Session]) -> None:
+    session = open_session()
+    link = session.link
+    assert isinstance(link, LocalLink)
+    link.patience_s = 0.1
+    visits = session.visits(ops()[:2], Plan(rounds=200, runs=2000, visit_ms=0))
+    next(visits)
+    link.faults = 1.0
+    with pytest.raises(DeviceUnavailable, match="gave up"):
+        list(visits)
+    lost, link.faults = link.lost, 0.0
+    assert link.gone and link.lost == lost  # no further try
+    link.wait()
+    assert not link.gone
+    link.ask(session.stopping)
+    link.ask(f"rm -rf {session.settings.base}/job-*")
+
+
+def test_what_a_dead_host_left_is_taken_away(open_session: Callable[..., Session], tmp_path: Path) -> None:
+    base = Path(open_session().settings.base)
+    for name, days in (("job-old", 3), ("run-new", 0)):
+        (base / name).mkdir()
+        os.utime(base / name, (time.time() - days * 86400,) * 2)
+    runtimes_there = list(base.glob("rt-*"))
+    for folder in runtimes_there:
+        os.utime(folder, (0, 0))
+    open_session()
+    assert not (base / "job-old").exists() and (base / "run-new").exists() and list(base.glob("rt-*")) == runtimes_there
 
 
 def test_a_command_that_exits_by_itself_is_no_lost_link(tmp_path: Path) -> None:
