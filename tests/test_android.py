@@ -83,7 +83,7 @@ def fake_adb(folder: Path, listing: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("listing", "wanted", "says"),
     [
-        ("", None, ["no phone", "sees no device", "USB debugging", "pixel1"]),
+        ("", None, ["no phone", "sees no device", "USB debugging", "pixel1 or pixel6"]),
         ("A device model:Pixel_6\nB device model:Pixel_8", None, ["2 phones", "A (Pixel 6)", "B (Pixel 8)", "--address"]),
         ("A device model:Pixel_6", "Pixel 8", ["no phone 'Pixel 8'", "A (Pixel 6)"]),
         ("A no permissions (udev)", None, ["no permissions", "udev"]),
@@ -302,9 +302,10 @@ def expected(plan: Plan, made: list[Model]) -> list[tuple[str, int]]:
 @pytest.fixture
 def open_session(tmp_path: Path) -> Iterator[Callable[..., Session]]:
     """A function that opens a session on this machine, after `dumpsys` and others were given their answers."""
-    installed = runtime()
-    if installed is None:
-        pytest.skip("pip's onnxruntime has no libonnxruntime.so on this system")
+    try:
+        installed = runtime()
+    except DeviceUnavailable as unavailable:
+        pytest.skip(str(unavailable))
 
     def start(limits: Limits = CALM, faults: float = 0.0, stay_on: bool = False, **device: object) -> Session:
         link = LocalLink(tmp_path, faults)
@@ -437,6 +438,19 @@ def test_what_was_changed_is_put_back(open_session: Callable[..., Session], tmp_
     changes = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("settings put")]
     name = "settings put global stay_on_while_plugged_in"
     assert changes == [f"{name} 7", f"{name} 3"]
+
+
+def test_a_run_that_goes_on_after_a_reboot_has_its_clocks_again(open_session: Callable[..., Session], tmp_path: Path) -> None:
+    link = LocalLink(tmp_path)
+    link.says("settings", "3\n")
+    link.says("cmd", "")
+    base = Path(open_session().settings.base)
+    (base / "saved").write_text("stay_on 3\nfixed true\n")  # the first part of the run was cut off
+    link.ask(f"sh {runtime().files['run.sh']} measure {base} {base} 1 1 true")
+    changes = [line for line in (tmp_path / "log").read_text().splitlines() if "get" not in line and "dumpsys" not in line]
+    fixed, stay = "cmd power set-fixed-performance-mode-enabled", "settings put global stay_on_while_plugged_in"
+    assert changes == [f"{stay} 7", f"{fixed} true", f"{stay} 3", f"{fixed} false"]  # changed again; put back as before all of it
+    (base / "exit").unlink()
 
 
 def test_what_a_reboot_left_changed_is_put_back_by_the_next_session(open_session: Callable[..., Session], tmp_path: Path) -> None:

@@ -105,9 +105,9 @@ class Session:
         self.runtime = runtime
         base, folder = self.settings.base, self.folder
         # What a host left that died: settings noted as changed while nobody measures, files that nobody came back for.
-        restore = f"if [ -f {base}/saved ] && ! {self.holder} >/dev/null; then sh {folder}/run.sh restore {base}; fi"
-        old = f"find {base} -mindepth 1 -maxdepth 1 -mtime +1 ! -name 'rt-*' ! -name lock ! -name saved -exec rm -rf {{}} +"
-        tidy = f"{restore}; {old} 2>/dev/null"
+        restore = f"[ -f {base}/saved ] && sh {folder}/run.sh restore {base}"
+        old = f"find {base} -mindepth 1 -maxdepth 1 -mtime +1 ! -name 'rt-*' ! -name lock -exec rm -rf {{}} +"
+        tidy = f"if ! {self.holder}; then {restore}; {old}; fi >/dev/null 2>&1"
         present = self.link.ask(f"mkdir -p {base}; if [ -e {folder} ]; then echo present; {tidy}; fi", check=False).strip()
         if present != "present":
             with tempfile.TemporaryDirectory() as scratch:
@@ -120,11 +120,13 @@ class Session:
     def _unpack(self, tar: Path, folder: str) -> None:
         """The contents of an archive as a folder, which has its name only when it is complete."""
         self.link.send(tar, f"{folder}.tar")
-        self.link.ask(
-            f"[ -e {folder} ] || {{ rm -rf {folder}.new && mkdir {folder}.new && cd {folder}.new && tar xf {folder}.tar && "
-            f"mv {folder}.new {folder}; }} && rm -f {folder}.tar",
-            timeout_s=300,
+        unpack = (
+            f"rm -rf {folder}.new && mkdir {folder}.new && cd {folder}.new && tar xf {folder}.tar && mv {folder}.new {folder}"
         )
+        try:
+            self.link.ask(f"[ -e {folder} ] || {{ {unpack}; }} && rm -f {folder}.tar", timeout_s=300)
+        except CommandFailed as failed:
+            raise DeviceUnavailable(f"{self.link.name}: unpacking {tar.name}: {failed}; make room on the device") from failed
 
     def _prove(self) -> None:
         """Compare the device's answer to a small known network with the one worked out by hand."""
@@ -175,7 +177,7 @@ class Session:
     def _scratch(self) -> Iterator[str]:
         """A folder on the device for as long as it is needed."""
         folder = f"{self.settings.base}/run-{uuid.uuid4().hex[:12]}"
-        self.link.ask(f"mkdir -p {folder}")
+        self.link.ask(f"mkdir -p {folder}", check=False)  # where that fails, the copy into it says why
         try:
             yield folder
         finally:
