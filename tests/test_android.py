@@ -512,6 +512,15 @@ def test_a_full_device_is_said_at_once(open_session: Callable[..., Session], mon
     monkeypatch.undo()
 
 
+def test_a_device_that_is_full_only_when_unpacking_says_so(open_session: Callable[..., Session], tmp_path: Path) -> None:
+    session, tar = open_session(), tmp_path / "bin" / "tar"
+    tar.write_text("#!/bin/sh\necho 'tar: write error: No space left on device' >&2\nexit 1\n")
+    tar.chmod(0o755)
+    with pytest.raises(DeviceUnavailable, match=r"local: unpacking jobs\.tar: tar: .*No space left on device.*; make room"):
+        list(session.visits(ops()[:1], Plan(rounds=1)))
+    assert not list((tmp_path / "base").glob("*.tar*"))
+
+
 def test_a_copy_cut_short_is_copied_again(open_session: Callable[..., Session], monkeypatch: pytest.MonkeyPatch) -> None:
     session, copies = open_session(), []
 

@@ -204,7 +204,8 @@ class Job:
     def end(self) -> None:
         """Stop our run, if it is still there, and take its files away; what it changed it puts back itself."""
         stop = f'case "$({self.session.holder})" in *" {self.folder}/"*) {self.session.stopping} ;; esac'
-        self.link.tidy(f"{stop}; rm -rf {self.folder} {self.folder}.*")
+        # renamed first: run.sh may be about to write down how the run has ended
+        self.link.tidy(f"{stop}; mv {self.folder} {self.folder}.old; rm -rf {self.folder}.*")
 
 
 @dataclass(frozen=True)
