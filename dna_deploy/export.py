@@ -9,7 +9,7 @@ from dna_deploy.errors import CheckFailed, RunError
 from dna_deploy.exporters._exporter import Contract, Exporter
 from dna_deploy.files import read_json, sha256, write_json
 from dna_deploy.measure import measure_whole
-from dna_deploy.on_device import run_on_device
+from dna_deploy.on_device import require_device, run_on_device
 from dna_deploy.plugins import find
 from dna_deploy.progress import say
 from dna_deploy.run import Pick, Picked, Student, TeacherReport
@@ -37,6 +37,8 @@ def export(pick: Pick, format: str, limits: Limits, output: Path | None = None, 
     from dna_deploy.train import logits_of
 
     exporter: Exporter = find("exporters", format)
+    if device is not None:
+        require_device(device, exporter.suffix)
     run = pick.run
     find("spaces", run.asked.space)  # a space of the user's own is known by its name from here on
     arch = Architecture.load(pick.architecture)

@@ -23,6 +23,13 @@ AT_ONCE_BYTES = 512 << 20  # of images copied there in one go and run by one pro
 HERE = 8  # images a batch on this machine
 
 
+def require_device(name: str, suffix: str) -> None:
+    """Refuse a device that no file of this format can be run on, before anything is exported."""
+    find_device(name)
+    if suffix != ".onnx":
+        raise RequestError(f"--device {name}: {suffix} files cannot be run there; only .onnx files can: use --format onnx")
+
+
 def run_on_device(
     name: str,
     path: Path,
@@ -37,8 +44,6 @@ def run_on_device(
 
     The number of copies and of processes on the device does not grow with the images, but for every 512 MB of them.
     """
-    if path.suffix != ".onnx":
-        raise RequestError(f"--device {name}: {path.name} cannot be run there; only .onnx files can: use --format onnx")
     file = Path(picked.table) if picked.device == name else tables().get(name)
     table = LatencyTable.load(file) if file else None
     device = (device_of(table) if table else None) or find_device(name)

@@ -11,9 +11,10 @@ from dna_deploy.data import Images, Preprocessing, open_source
 from dna_deploy.errors import RequestError
 from dna_deploy.exporters.onnx import load
 from dna_deploy.graph import onnx_of
-from dna_deploy.on_device import run_on_device
+from dna_deploy.on_device import require_device, run_on_device
 from dna_deploy.run import Picked
 from dna_deploy.verify import Limits, Verification, failures
+from profilers import UnknownDevice
 
 PICKED = Picked("nowhere", "none.jsonl", 5.0, 1.0, 0.0, 1, 1, "")
 
@@ -26,8 +27,8 @@ def run(tiny, workdir):
     path.write_bytes(onnx_of(arch.ops))
     images = Images(open_source("digits", None), range(40), 32)
 
-    def start(change=lambda logits: logits, path=path):
-        here = load(path) if path.suffix == ".onnx" else None
+    def start(change=lambda logits: logits):
+        here = load(path)
         preprocessing = Preprocessing((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
         return run_on_device("cpu", path, lambda x: change(here(x)), arch, PICKED, images, preprocessing, Limits())
 
@@ -54,6 +55,9 @@ def test_other_answers_are_a_failed_check(run):
     assert not failed.ok and line.startswith("on cpu, against the same file run here: top-1 agreement ")
 
 
-def test_only_onnx_files_run_there(run, workdir):
-    with pytest.raises(RequestError, match=r"model\.engine cannot be run there"):
-        run(path=workdir / "model.engine")
+def test_what_cannot_be_run_there_is_refused_before_anything_is_exported():
+    require_device("cpu", ".onnx")
+    with pytest.raises(RequestError, match=r"--device pixel: \.engine files cannot be run there"):
+        require_device("pixel", ".engine")
+    with pytest.raises(UnknownDevice, match="'pixel1' is no device we can measure"):
+        require_device("pixel1", ".onnx")
