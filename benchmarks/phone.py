@@ -24,7 +24,7 @@ from pathlib import Path
 from benchmarks._report import Result, arguments, at_most, plain, report
 from dna_deploy.graph import onnx_of
 from dna_deploy.plugins import find
-from profilers import Device, Model, Plan, Visit, find_device, find_profiler
+from profilers import Device, DeviceUnavailable, Model, Plan, Visit, find_device, find_profiler
 from profilers._android import adb, runtime
 from profilers._android.gate import Limits
 from profilers._android.package import pack
@@ -45,8 +45,6 @@ def mobile_ops(*sizes: int, most: int | None = None) -> list[Model]:
 def run_here(ops: Sequence[Model], plan: Plan) -> tuple[list[dict], float]:
     """The runner's lines for a plan on this machine, on one core, and its seconds from start to end."""
     installed = local.runtime()
-    if installed is None:
-        raise SystemExit("pip's onnxruntime has no libonnxruntime.so on this system: the runner cannot be timed here")
     core = 1 << min(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(pack(Path(folder) / "jobs.tar", ops, plan, 1).tar) as archive:
@@ -102,7 +100,7 @@ def agreement(turns: int) -> Result:
 
 @contextlib.contextmanager
 def phone_session(folder: Path) -> Iterator[tuple[emulated.EmulatedPhone, Session]]:
-    mine = sum(1 << core for core in os.sched_getaffinity(0) if core < 8)
+    mine = sum(1 << core for core in emulated.usable_cores())
     with emulated.adb_server(folder / "adb") as environment, emulated.phone(folder / "phone") as phone:
         os.environ.update(environment)
         device = find_device("pixel", address=phone.serial, cores=f"{mine:x}")
@@ -185,6 +183,10 @@ def whole_space(phone: emulated.EmulatedPhone, session: Session, most: int | Non
 
 def main() -> None:
     quick = arguments(__doc__).parse_args().quick
+    try:
+        local.runtime()
+    except DeviceUnavailable as unavailable:
+        raise SystemExit(f"the runner cannot be timed here: {unavailable}") from None
     results = [*overhead(), agreement(4 if quick else 20)]
     lacks = emulated.missing()
     if lacks:

@@ -10,6 +10,7 @@ from dna_deploy.exporters._exporter import Exporter, Options
 from dna_deploy.files import sha256, write_atomic, write_json
 from dna_deploy.locate import Graph, Module, locate
 from dna_deploy.measure import Latency, measure_runs, measure_whole
+from dna_deploy.on_device import require_device, run_on_device
 from dna_deploy.original import Original
 from dna_deploy.plugins import find
 from dna_deploy.precision import lower
@@ -31,10 +32,20 @@ class Exported:
 
 
 def export(
-    original: Original, format: str, options: Options, limits: Mapping[str, Limits] = LIMITS, output: Path | None = None
+    original: Original,
+    format: str,
+    options: Options,
+    limits: Mapping[str, Limits] = LIMITS,
+    output: Path | None = None,
+    device: str | None = None,
 ) -> Exported:
-    """Raises CheckFailed at the first step that is not the one before it; the files and the figures stay to look at."""
+    """Raises CheckFailed at the first step that is not the one before it; the files and the figures stay to look at.
+
+    With a `device` the file is run there too, over the whole test set.
+    """
     exporter: Exporter = find("exporters", format)
+    if device is not None:
+        require_device(device, exporter.suffix)
     if options.precision not in exporter.precisions:
         raise RequestError(f"--precision {options.precision}: {exporter.name} carries {', '.join(exporter.precisions)}")
     if exporter.check is not None:
@@ -61,13 +72,18 @@ def export(
     if len(links) > 1 and links[-1].ok and not_run is None:  # each step is near the one before; so must be the last to the first
         whole = judge(trained, logits, original.test.labels, options.largest_batch, limits[options.precision])
         links.append(link(first, before, limits[options.precision], [whole]))
-    latency = _latency(exporter, original, made) if not_run is None and links[-1].ok else None
+    there, latency = None, None
+    if not_run is None and links[-1].ok:
+        if device is None:
+            latency = _latency(exporter, original, made)
+        else:
+            there, latency = run_on_device(device, made[-1], logits, original, limits[options.precision])
     digest = sha256(path) if path.exists() else None
-    verification = Verification(path.name, digest, original.test.about, links, latency, not_run)
+    verification = Verification(path.name, digest, original.test.about, links, latency, not_run, there)
     write_json(path.with_name(f"{path.name}{VERIFICATION}"), verification)
     save_logits(path.with_name(f"{path.name}{LOGITS}"), original.test.labels, answers)
     if not verification.ok:
-        last = links[-1]
+        last = there or links[-1]
         place = f"{last.file or path}: step {last.step}"
         raise CheckFailed(f"{place} is not the network it was made from: {'; '.join(failures(last))}")
     if output is None:
@@ -179,8 +195,8 @@ def _latency(exporter: Exporter, original: Original, made: list[Step]) -> Latenc
         device="this process",
         predicted_ms=None,
         measured_ms=measured.latency_ms,
-        low_ms=measured.low_ms,
-        high_ms=measured.high_ms,
+        low_ms=measured.interval_ms[0],
+        high_ms=measured.interval_ms[1],
         fp32_ms=fp32.latency_ms if fp32 else None,
         speed=None,
     )
@@ -196,8 +212,8 @@ def _on_device(picked: Picked, file: Path, fp32: Path | None) -> Latency | None:
         device=picked.device,
         predicted_ms=picked.predicted_ms,
         measured_ms=measured.latency_ms,
-        low_ms=measured.low_ms,
-        high_ms=measured.high_ms,
+        low_ms=measured.interval_ms[0],
+        high_ms=measured.interval_ms[1],
         fp32_ms=found["fp32"].measurement.latency_ms if fp32 else None,
         speed=found["exported"].speed,
     )

@@ -9,9 +9,22 @@ from dna_deploy.arch import Architecture
 from dna_deploy.graph import onnx_of
 from dna_deploy.ops import Op, parse
 from dna_deploy.plugins import knows
-from dna_deploy.progress import bar
+from dna_deploy.progress import bar, say
 from dna_deploy.table import LatencyTable
-from profilers import Device, Measurement, Model, Plan, Stop, Visit, find_profiler, measure, registry, scaled, summarize
+from profilers import (
+    Device,
+    DeviceUnavailable,
+    Measurement,
+    Model,
+    Plan,
+    Stop,
+    Visit,
+    find_profiler,
+    measure,
+    registry,
+    scaled,
+    summarize,
+)
 from profilers.host import sample
 
 REFERENCES = 5  # networks of the table measured beside others
@@ -32,10 +45,11 @@ class Latency:
     device: str  # a device of the tables, or "this process": the file as `load` runs it, with its runtime's own defaults
     predicted_ms: float | None  # from the table, before the network was trained
     measured_ms: float
-    low_ms: float
-    high_ms: float
+    low_ms: float | None  # None: too few rounds for an interval
+    high_ms: float | None
     fp32_ms: float | None  # the same network in fp32, measured in the same rounds; None where the file is fp32 itself
     speed: float | None  # of the device then, relative to the table's sessions
+    environment: dict[str, str | int | float | None] | None = None  # of a device that was asked for; else the table's
 
 
 def device_of(table: LatencyTable) -> Device | None:
@@ -60,10 +74,14 @@ def measure_whole(
     beside = [Model(key, onnx_of(ops_of(key))) for key in references]
     plan, stop = Plan(rounds=24, anchors=0), Stop(seconds=seconds)
     taken: dict[str, list[Visit]] = {}
-    with bar(f"measuring on {device.name}", plan.rounds * (len(models) + len(beside))) as advance:
-        for visit in measure(find_profiler(device), device, [*models, *beside], plan, stop):
-            taken.setdefault(visit.key, []).append(visit)
-            advance(1)
+    try:
+        with bar(f"measuring on {device.name}", plan.rounds * (len(models) + len(beside))) as advance:
+            for visit in measure(find_profiler(device), device, [*models, *beside], plan, stop):
+                taken.setdefault(visit.key, []).append(visit)
+                advance(1)
+    except DeviceUnavailable as absent:  # a phone that is not attached: what was found without it stands
+        say(str(absent))
+        return None
     speeds = [table.measurements[key].latency_ms / summarize(taken[key]).latency_ms for key in references]
     speed = statistics.median(speeds) if speeds else 1.0
     return {model.key: AtTableSpeed(scaled(summarize(taken[model.key]), speed), speed) for model in models}

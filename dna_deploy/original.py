@@ -11,6 +11,7 @@ from dna_deploy.data import Images, Preprocessing, Source, load_split, open_sour
 from dna_deploy.errors import RequestError, RunError
 from dna_deploy.exporters._exporter import Contract
 from dna_deploy.files import read_json
+from dna_deploy.ops import Op
 from dna_deploy.plugins import find, load
 from dna_deploy.progress import say
 from dna_deploy.run import Pick, Picked, TeacherReport
@@ -39,6 +40,7 @@ class Original:
     held_out: Inputs
     folder: Path  # where its exports go
     picked: Picked | None  # what was known of it before it was trained, for a network that was searched
+    ops: tuple[Op, ...] = ()  # what it is made of, for a network that was searched
     asked: str = ""  # the flags of dna-export that name it
     licences: dict[str, str] = field(default_factory=dict)  # of the teacher and the data, as far as they are known
 
@@ -83,6 +85,7 @@ def from_run(pick: Pick) -> Original:
         held_out=part("held-out", parts.held_out),
         folder=pick.export,
         picked=read_json(pick.picked, Picked),
+        ops=arch.ops,
         asked=f"--run {pick.folder}",
         licences={
             f"Teacher {run.asked.teacher}": licence_of(run.asked.teacher),

@@ -362,8 +362,8 @@ def finish(found: Found, predictor: LatencyPredictor, epochs: int) -> Student:
         test_images=len(test),
         epochs=epochs,
         measured_ms=ms.latency_ms if ms else None,
-        measured_low_ms=ms.low_ms if ms else None,
-        measured_high_ms=ms.high_ms if ms else None,
+        measured_low_ms=ms.interval_ms[0] if ms else None,
+        measured_high_ms=ms.interval_ms[1] if ms else None,
         speed=speed,
     )
     write_json(found.pick.student, student)

@@ -13,7 +13,7 @@ from dna_deploy.placement import Placement, placement
 from dna_deploy.progress import bar
 
 Array = np.ndarray[Any, np.dtype[Any]]
-SCHEMA = "dna-deploy/verification/3"
+SCHEMA = "dna-deploy/verification/4"
 FEW = 12  # images that are run at each of the small batch sizes, beside all of them at the largest
 SMALL_BATCHES = (1, 2, 3)
 EDGES = ("zeros", "ones", "darkest", "brightest", "darkest and brightest in turn", "noise")
@@ -133,12 +133,13 @@ class Verification:
     links: list[Link]
     latency: Latency | None  # None where it could not be measured
     not_run: str | None = None  # why the file was not run, where this machine cannot: nothing is known of it then
+    on_device: Link | None = None  # the same file run on the device it is for, against this machine
     schema: str = SCHEMA
 
     @property
     def ok(self) -> bool:
         """Nothing that was checked failed."""
-        return all(link.ok for link in self.links)
+        return all(link.ok for link in (*self.links, *([self.on_device] if self.on_device else [])))
 
     @property
     def verified(self) -> bool:

@@ -83,7 +83,7 @@ class Profiler(Protocol):
         """Run the plan; closing the iterator stops the device. Raises ModelRejected for a model it cannot run."""
 
     def run(self, device: Device, model: Model, inputs: Mapping[str, object]) -> list[object]:
-        """The model's outputs (arrays) for these inputs (arrays), computed on the device."""
+        """The model's outputs (arrays) for these inputs (arrays of one or more batches of `device.batch`)."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,11 @@ class Measurement:
     def halfwidth(self) -> float:
         """Half the confidence interval, relative to the estimate; infinite where rounds are too few to know."""
         return (self.high_ms - self.low_ms) / 2 / self.latency_ms
+
+    @property
+    def interval_ms(self) -> tuple[float, float] | tuple[None, None]:
+        """low_ms and high_ms, for files that have no word for infinity."""
+        return (self.low_ms, self.high_ms) if math.isfinite(self.high_ms) else (None, None)
 
 
 def summarize(visits: Iterable[Visit], drift: Mapping[int, float] | None = None) -> Measurement:

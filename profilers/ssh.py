@@ -1,17 +1,17 @@
 """A Linux computer over ssh (Raspberry Pi, Jetson, another machine): the phone's runner, session and protocol."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from profilers._android import build, runtime
-from profilers._android.gate import Limits
+from profilers._android.facts import Facts
 from profilers._android.link import Link
+from profilers._android.remote import About, RemoteProfiler
 from profilers._android.session import Session, Settings
 from profilers.device import Device
 from profilers.errors import DeviceUnavailable
-from profilers.protocol import Model, Plan, Visit
 
 # No question is ever asked in the middle of a run; one connection serves every command where ssh can share it.
 OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=3")
@@ -35,48 +35,10 @@ class Ssh(Link):
 
 
 @dataclass(frozen=True)
-class SshProfiler:
+class SshProfiler(RemoteProfiler):
     """A device's `address` is what ssh is given: [USER@]HOST, or a name of ~/.ssh/config."""
 
-    patience_s: float = 120.0
-    limits: Limits = field(default_factory=Limits)
-
-    def environment(self, device: Device) -> dict[str, str | int | float | None]:
-        session = self.open(device)
-        facts = session.facts
-        return {
-            "computer": facts.board or session.link.name,
-            "system": f"{facts.system} {facts.machine}",
-            "clusters": ", ".join(map(str, facts.clusters)),
-            "cores": device.cores if session.mask is None else f"{device.cores} (mask {session.mask:x})",
-            "governor": ", ".join(sorted({cluster.governor for cluster in facts.clusters})),
-            "runtime": f"onnxruntime {session.version}",
-            "runtime_source": session.runtime.label if session.runtime else None,
-            "provider": device.provider,
-            "options": "sequential, inter_op 1, all graph optimizations, spinning off, outputs reused",
-            "threads": device.threads,
-            "batch": device.batch,
-            "precision": device.precision,
-        }
-
-    def conditions(self, device: Device) -> dict[str, str | int | float | None]:
-        return {"load": self._facts(device).facts.load}
-
-    def visits(self, device: Device, models: Sequence[Model], plan: Plan) -> Iterator[Visit]:
-        yield from self.open(device).visits(models, plan)
-
-    def run(self, device: Device, model: Model, inputs: Mapping[str, object]) -> list[object]:
-        return self.open(device).run(model, inputs)
-
-    def open(self, device: Device) -> Session:
-        """A session on the computer, its runtime in place and proven."""
-        session = self._facts(device)
-        session.warn()
-        session.install(runtime_for(device, session.facts.machine))
-        return session
-
-    def _facts(self, device: Device) -> Session:
-        """A session that has asked the computer about itself and no more."""
+    def connect(self, device: Device) -> Session:
         if not device.address or not _ADDRESS.match(device.address):
             raise DeviceUnavailable(f"device {device.name}: no address to reach it; give --address USER@HOST")
         link = Ssh(device.address, self.patience_s)
@@ -85,6 +47,16 @@ class SshProfiler:
         if not re.fullmatch(r"/[\w./-]*", home):
             raise DeviceUnavailable(f"{link.name}: its home folder {home!r} has blanks or signs; use another user")
         return Session(link, device, Settings(f"{home}/.cache/dna-deploy/device", self.limits))
+
+    def runtime(self, device: Device, facts: Facts) -> runtime.Runtime:
+        return runtime_for(device, facts.machine)
+
+    def about(self, session: Session) -> About:
+        facts = session.facts
+        return {"computer": facts.board or session.link.name, "system": f"{facts.system} {facts.machine}"}
+
+    def state(self, facts: Facts) -> About:
+        return {"load": facts.load}
 
 
 PROFILER = SshProfiler()

@@ -13,24 +13,21 @@ import numpy as np
 import pytest
 
 from profilers import Model, Plan
-from profilers._android import build
 from profilers._android.package import pack
-from profilers._android.session import split_outputs
+from profilers._android.tensors import split_outputs
 from profilers.errors import DeviceUnavailable
-from tests.phone import models
+from tests.phone import local, models
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
 
 @pytest.fixture(scope="module")
 def runner() -> list[str]:
-    libraries = sorted((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
-    if not libraries:
-        pytest.skip("pip's onnxruntime has no libonnxruntime.so on this system")
     try:
-        return [str(build.host_runner()), "--lib", str(libraries[0])]
+        files = local.runtime().files
     except DeviceUnavailable as unavailable:
         pytest.skip(str(unavailable))
+    return [str(files["dnarun"]), "--lib", str(files["libonnxruntime.so"])]
 
 
 class Run:

@@ -60,6 +60,19 @@ def test_the_chain_hands_its_numbers_on(place):
     assert exported["predicted_ms"] == found["predicted_ms"] and exported["measured_ms"] > 0
 
 
+def test_the_exported_file_is_run_on_the_device_asked_for(place):
+    folder, _, found, _, exported = place
+    there, said = dna("export", "--run", found["folder"], "--device", "cpu", cwd=folder)
+    assert there["predicted_ms"] == pytest.approx(found["predicted_ms"])
+    assert there["device_top1_agreement"] == 1.0 and there["device_accuracy"] == exported["test_accuracy"]
+    assert there["measured_ms"] > 0 and "on cpu" in said
+    report = json.loads((folder / found["folder"] / "export" / "model.onnx.verification.json").read_text())
+    (kept,) = report["on_device"]["comparisons"]
+    assert kept["images"] == 449 and kept["batch"] == 1 and report["latency"]["environment"]["threads"] == 1
+    _, said = dna("export", "--device", "pixel1", cwd=folder, expect=2)
+    assert "'pixel1' is no device we can measure" in said
+
+
 def test_the_run_holds_everything(place):
     folder = place[0] / "runs" / "try"
     kept = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}

@@ -26,6 +26,7 @@ ROWS = [  # design.md, from the bottom up; a module may import from rows below i
     {"distill", "rate", "precision", "quantize", "warm"},
     {"train", "run"},
     {"original", "bundle"},
+    {"on_device"},
     {"profile", "search", "export", "own_model"},
     {"cli"},
 ]

@@ -33,14 +33,14 @@ def test_summary_by_hand():
     visits = [Visit("a", round, tuple(int(ms * 1e6) for ms in (9, q, q, 9, q))) for round, q in enumerate((2, 4, 6))]
     found = summarize(visits)
     assert (found.latency_ms, found.n, found.rounds) == (4.0, 15, 3)
-    assert (found.low_ms, found.high_ms) == (0.0, math.inf)
+    assert (found.low_ms, found.high_ms) == (0.0, math.inf) and found.interval_ms == (None, None)
     assert found.median_ms == 6.0 and found.p90_ms == 9.0
 
 
 def test_interval_is_the_binomial_one():
     # ten rounds: ranks 2 and 9 (1-based) bound the median with 1 - 2 * (1 + 10) / 1024 = 97.9 %
     found = summarize(Visit("a", round, (1_000_000 * (round + 1),)) for round in range(10))
-    assert (found.low_ms, found.high_ms, found.latency_ms) == (2.0, 9.0, 5.5)
+    assert (found.low_ms, found.high_ms, found.latency_ms) == (2.0, 9.0, 5.5) and found.interval_ms == (2.0, 9.0)
 
 
 def test_interval_covers_the_median():

@@ -18,9 +18,10 @@ SCP = '#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done\nexec cp "${2#*:}" "${3#*
 
 @pytest.fixture
 def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
-    installed = runtime()
-    if installed is None:
-        pytest.skip("pip's onnxruntime has no libonnxruntime.so on this system")
+    try:
+        installed = runtime()
+    except DeviceUnavailable as unavailable:
+        pytest.skip(str(unavailable))
     library = tmp_path / "libonnxruntime.so"  # its name tells what it is
     library.symlink_to(installed.files["libonnxruntime.so"])
     (tmp_path / "bin").mkdir()
@@ -42,6 +43,8 @@ def test_a_computer_is_measured(device: Device) -> None:
     visits = list(profiler.visits(device, ops, plan))
     expected = [(key, number) for number in range(3) for key in plan.order([op.key for op in ops], number)]
     assert [(visit.key, visit.round) for visit in visits] == expected
+    assert profiler.open(device) is profiler.open(device)
+    assert all(len(node.us) == 3 for node in profiler.node_times(device, models.conv(4), runs=3))
     (y,) = profiler.run(device, models.conv(4), {"x": np.zeros((3, 4, 7, 7), np.float32)})
     assert np.asarray(y).shape == (3, 4, 7, 7)
 

@@ -37,7 +37,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--max-latency", "max_ms", type=Latency(), help="Measured latency above it is exit code 1.")
 @click.option("--zip", "zipped", is_flag=True, help="Write the bundle as one file as well, beside its folder.")
 @click.option("--verify", type=click.Path(path_type=Path), help="Check a bundle (folder or .zip) instead of exporting.")
-@click.option("--device", help="With --verify: where its ONNX files are run and measured; here if left out.")
+@click.option("--device", help="Run the ONNX file there too, over the whole test set: cpu, pixel, or one of your devices.toml.")
 def main(
     format_: str,
     precision: str | None,
@@ -75,8 +75,6 @@ def main(
         from dna_deploy.cli._bundle import verified
 
         return verified(verify, device, max_drop, max_ms)
-    if device is not None:
-        raise RequestError("--device: for --verify only; an export is measured on the device of its run")
     if zipped and output is not None:
         raise RequestError("--zip: a bundle is a folder; leave out --output, which writes one file alone")
     exporter: Exporter = find("exporters", format_)  # refused before anything is loaded
@@ -94,7 +92,7 @@ def main(
     if max_difference is not None:
         limits = {key: replace(limit, largest_difference=max_difference) for key, limit in limits.items()}
     original = _model(exporter, model, weights, data, data_root, image_size, labels) if model else _run(name)
-    done = export(original, format_, options, limits, output)
+    done = export(original, format_, options, limits, output, device)
     if zipped:
         from dna_deploy.bundle import write_zip
 
@@ -108,6 +106,8 @@ def main(
             raise CheckFailed(
                 f"{done.path}: {latency.measured_ms:.3g} ms measured on {latency.device}, --max-latency {max_ms:g} ms"
             )
+    on_device = done.verification.on_device
+    there = on_device.comparisons[0] if on_device else None
     links, not_run = done.verification.links, done.verification.not_run
     last = (
         links[-1] if not_run is None else None
@@ -127,6 +127,9 @@ def main(
         "predicted_ms": latency.predicted_ms if latency else None,
         "measured_ms": latency.measured_ms if latency else None,
         "fp32_ms": latency.fp32_ms if latency else None,
+        "device": latency.device if latency else None,
+        "device_top1_agreement": there.top1_agreement if there else None,
+        "device_accuracy": there.accuracy_after if there else None,
     }
 
 
@@ -171,7 +174,7 @@ def _show(original: "Original", options: "Options", path: Path, found: "Verifica
             _share(part.accuracy_after),
             "ok" if part.ok else "FAILED",
         ]
-        for link in found.links
+        for link in (*found.links, *([found.on_device] if found.on_device else []))
         for part in link.comparisons
     ]
     columns = ["step", "batch", "images", "same top-1", "largest difference", "accuracy before", "after", ""]
@@ -185,7 +188,9 @@ def _show(original: "Original", options: "Options", path: Path, found: "Verifica
         return
     if latency.predicted_ms is not None:
         chain = [["predicted from the table", f"{latency.predicted_ms:.3g} ms", ""]]
-        stages = {"before": read_json(Pick(original.folder.parent).student, Student).measured_ms, "after": latency.measured_ms}
+        here = original.picked is not None and original.picked.device == latency.device
+        before = read_json(Pick(original.folder.parent).student, Student).measured_ms if here else None
+        stages = {"before": before, "after": latency.measured_ms}
         for stage, ms in stages.items():
             if ms is not None:
                 chain.append([f"measured {stage} export", f"{ms:.3g} ms", f"{ms / latency.predicted_ms - 1:+.1%}"])

@@ -32,7 +32,16 @@ class Attached:
 
     def __str__(self) -> str:
         name = f"{self.serial} ({self.model})" if self.model else self.serial
-        return name if self.state == "device" else f"{name} {self.state}: {_TO_DO.get(self.state, 'wait or plug it in again')}"
+        if self.state == "device":
+            return name
+        if self.state == "offline" and over_network(self.serial):
+            return f"{name} offline: switch wireless debugging off and on again"
+        return f"{name} {self.state}: {_TO_DO.get(self.state, 'wait or plug it in again')}"
+
+
+def over_network(serial: str) -> bool:
+    """Whether a serial is HOST:PORT rather than a phone on a cable."""
+    return ":" in serial
 
 
 class Adb(Link):
@@ -50,12 +59,14 @@ class Adb(Link):
         return [self.program, "-s", self.serial, "pull", remote, str(local)]
 
     def reconnect(self) -> str | None:
-        if ":" in self.serial:  # a network device is forgotten by adb when its link breaks
-            self._start([self.program, "connect", self.serial], 30)
+        said = ""
+        if over_network(self.serial):  # adb forgets such a device when its link breaks
+            done = self._start([self.program, "connect", self.serial], 30)
+            said = (done.stdout + done.stderr).decode("utf-8", "replace").strip()
         listed = self._start([self.program, "devices", "-l"], 30).stdout.decode("utf-8", "replace")
         mine = [device for device in parse_devices(listed) if device.serial == self.serial]
         if not mine:
-            return "not attached any more"
+            return f"not reachable ({said.splitlines()[-1][:120]})" if said else "not attached any more"
         return None if mine[0].state == "device" else str(mine[0])
 
 
@@ -91,7 +102,7 @@ def programs(environment: Mapping[str, str] = os.environ) -> Iterator[str]:
 
 def connect(wanted: str | None, patience_s: float = 120, environment: Mapping[str, str] = os.environ) -> Adb:
     """The device of that serial or model; the only one where none is asked for. Refuses in one line that says it all."""
-    advice = "without a phone, search with a published table: dna-search --device pixel1"
+    advice = "without a phone, search with a published table: dna-search --device pixel1 or pixel6"
     program = next(programs(environment), None)
     if program is None:
         raise DeviceUnavailable(
@@ -100,8 +111,9 @@ def connect(wanted: str | None, patience_s: float = 120, environment: Mapping[st
         )
     wanted = wanted or environment.get("ANDROID_SERIAL") or None
     devices = _list(program)
-    if wanted and ":" in wanted and wanted not in [device.serial for device in devices]:
-        _call([program, "connect", wanted])
+    answer = ""
+    if wanted and over_network(wanted) and wanted not in [device.serial for device in devices]:
+        answer = _call([program, "connect", wanted]).strip()
         devices = _list(program)
     matching = [device for device in devices if not wanted or wanted in (device.serial, device.model)]
     usable = [device for device in matching if device.state == "device"]
@@ -115,9 +127,11 @@ def connect(wanted: str | None, patience_s: float = 120, environment: Mapping[st
         return adb
     seen = ", ".join(map(str, devices)) or "no device"
     asked = f" {wanted!r}" if wanted else ""
-    raise DeviceUnavailable(
-        f"no phone{asked}: adb ({program}) sees {seen}; plug the phone in with USB debugging on and tap Allow; {advice}"
-    )
+    to_do = "plug the phone in with USB debugging on and tap Allow"
+    if answer:
+        seen = f"{seen} ({answer.splitlines()[-1][:120]})"
+        to_do = "switch wireless debugging on and give the address and port it shows; pair once: adb pair"
+    raise DeviceUnavailable(f"no phone{asked}: adb ({program}) sees {seen}; {to_do}; {advice}")
 
 
 def _list(program: str) -> list[Attached]:

@@ -7,12 +7,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from profilers.errors import DeviceUnavailable
 
 SOURCE = Path(__file__).parent
 CACHE = Path.home() / ".cache" / "dna-deploy"
+
+SMALL = ("-Os", "-s")  # all the time measured is spent in the runtime
 
 _CROSS_GCC = "aarch64-linux-gnu-gcc"
 _NO_COMPILER = (
@@ -82,45 +85,29 @@ def _cached(target: str, compiler: list[str], build: object) -> Path:
 
 
 def _build_linux(compiler: list[str], folder: Path, runner: Path) -> None:
-    _compile([*compiler, "-O2", "-fPIE", "-pie", "-s", "-o", runner, SOURCE / "dnarun.c", "-ldl"])
+    _compile([*compiler, *SMALL, "-fPIE", "-pie", "-o", runner, SOURCE / "dnarun.c", "-ldl"])
 
 
 def _build_android(compiler: list[str], folder: Path, runner: Path) -> None:
-    names = set(re.findall(r"\b(\w+)\(", (SOURCE / "bionic.h").read_text())) - {
-        "defined",
-        "__attribute__",
-        "void",
-        "int",
-    }
+    declared = set(re.findall(r"\b(\w+)\(", (SOURCE / "bionic.h").read_text()))
     loader = {"dlopen", "dlsym", "dlerror"}
-    functions = {"libc": names - loader, "libdl": loader, "liblog": {"__android_log_write"}}
+    libc = declared - loader - {"__attribute__", "void", "int"}  # what precedes a "(" without being a function's name
+    functions = {"libc": libc, "libdl": loader, "liblog": {"__android_log_write"}}
     stubs = []
-    for library, exported in functions.items():
-        text = "".join(f"void {name}(void) {{}}\n" for name in sorted(exported))
+    for library, names in functions.items():
         source, stub = folder / f"{library}.c", folder / f"{library}.so"
-        source.write_text(text + ("void *stdout, *stderr;\n" if library == "libc" else ""))
-        _compile(
-            [
-                *compiler,
-                "-w",
-                "-fno-builtin",
-                "-nostdlib",
-                "-shared",
-                "-fPIC",
-                f"-Wl,-soname,{stub.name}",
-                "-o",
-                stub,
-                source,
-            ]
-        )
+        streams = "void *stdout, *stderr;\n" if library == "libc" else ""
+        source.write_text("".join(f"void {name}(void) {{}}\n" for name in sorted(names)) + streams)
+        names_only = ["-w", "-fno-builtin", "-nostdlib", "-shared", "-fPIC", f"-Wl,-soname,{stub.name}"]
+        _compile([*compiler, *names_only, "-o", stub, source])
         stubs.append(stub)
-    flags = ["-O2", "-fPIE", "-pie", "-s", "-nostdlib", "-fno-stack-protector", "-DDNA_BIONIC", f"-I{SOURCE}"]
+    flags = [*SMALL, "-fPIE", "-pie", "-nostdlib", "-fno-stack-protector", "-DDNA_BIONIC", f"-I{SOURCE}"]
     # 16 KiB pages came with Android 15; a program aligned to them starts on older phones as well
     links = ["-Wl,-dynamic-linker,/system/bin/linker64", "-Wl,-z,max-page-size=16384", "-Wl,--no-as-needed"]
     _compile([*compiler, *flags, *links, "-o", runner, SOURCE / "dnarun.c", SOURCE / "start.c", *stubs])
 
 
-def _compile(command: list[str | Path]) -> None:
+def _compile(command: Sequence[str | Path]) -> None:
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         lines = (done.stderr.strip() or "no message").splitlines()

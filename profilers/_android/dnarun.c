@@ -52,7 +52,7 @@ enum {
   CAST_TENSOR_INFO = 55, ELEMENT_TYPE = 60, RANK = 61, DIMENSIONS = 62, ELEMENT_COUNT = 64, TENSOR_INFO = 65,
   CPU_MEMORY = 69, DEFAULT_ALLOCATOR = 78, RELEASE_STATUS = 93, RELEASE_SESSION = 95, RELEASE_VALUE = 96,
   RELEASE_TYPE = 98, RELEASE_TENSOR_INFO = 99, RELEASE_OPTIONS = 100, END_PROFILING = 110, ADD_CONFIG = 130,
-  APPEND_PROVIDER = 216
+  REGISTER_ALLOCATOR = 144, APPEND_PROVIDER = 216
 };
 typedef void *Ref; /* any object of ONNX Runtime */
 typedef struct { const Ref *(*api)(uint32_t); const char *(*version)(void); } ApiBase;
@@ -228,6 +228,9 @@ static void open_runtime(void) {
       failed(ORT(DEFAULT_ALLOCATOR, Ref *)(&allocator)) || failed(ORT(CPU_MEMORY, int, int, Ref *)(0, 0, &cpu_memory)))
     die(NO_RUNTIME, opt.lib, problem);
   failed(ORT(DISABLE_TELEMETRY, Ref)(env));
+  /* One arena for all sessions: with one each, a model's first run is mostly page faults (see session.use_env_allocators). */
+  Ref arena = NULL;
+  if (!failed(ORT(CPU_MEMORY, int, int, Ref *)(1, 0, &arena))) failed(ORT(REGISTER_ALLOCATOR, Ref, Ref, Ref)(env, arena, NULL));
 }
 
 /* Bytes an element of ONNXTensorElementDataType; 0: not supported (strings, packed and complex numbers). */
@@ -255,6 +258,22 @@ static void fill(void *data, size_t count, int type) {
       default: memset((char *)data + i * element_size(type), 0, element_size(type)); /* indices: 0 is always one */
     }
   }
+}
+
+/* A filled buffer for input number `place` of any model: filling one for each would take longer than loading the model.
+ * Two inputs of one model never share theirs, which would halve the memory they touch. */
+static void *filled(size_t place, size_t bytes, int type) {
+  typedef struct Pool { struct Pool *next; size_t place, bytes; int type; void *data; } Pool;
+  static Pool *pools;
+  size_t room = 4096;
+  for (Pool *pool = pools; pool; pool = pool->next)
+    if (pool->place == place && pool->type == type && pool->bytes >= bytes) return pool->data;
+  while (room < bytes) room *= 2;
+  Pool *pool = malloc(sizeof *pool);
+  if (!pool || posix_memalign(&pool->data, 64, room + 64)) return NULL;
+  pool->next = pools, pool->place = place, pool->bytes = room, pool->type = type, pools = pool;
+  fill(pool->data, room / element_size(type), type);
+  return pool->data;
 }
 
 typedef struct {
@@ -286,6 +305,7 @@ static int open_session(Model *model, const char *path) {
             failed(ORT(SET_INTER_THREADS, Ref, int)(options, 1)) || failed(ORT(SET_OPTIMIZATION, Ref, int)(options, 99)) ||
             failed(ORT(ADD_CONFIG, Ref, const char *, const char *)(options, "session.intra_op.allow_spinning",
                                                                     opt.spin ? "1" : "0")) ||
+            failed(ORT(ADD_CONFIG, Ref, const char *, const char *)(options, "session.use_env_allocators", "1")) ||
             append_provider(options) ||
             (opt.profile && failed(ORT(ENABLE_PROFILING, Ref, const char *)(options, opt.out))) ||
             failed(ORT(CREATE_SESSION, Ref, const char *, Ref, Ref *)(env, path, options, &model->session));
@@ -331,18 +351,20 @@ static int open_input(Model *model, size_t i, const char **dims_asked) {
   }
   if (!element_size(type)) return refuse("an input has an element type that cannot be filled");
   model->bytes[i] = count * element_size(type);
-  if (posix_memalign(&model->data[i], 64, model->bytes[i] + 64)) return refuse("out of memory");
-  fill(model->data[i], count, type);
+  if (!(model->data[i] = filled(i, model->bytes[i], type))) return refuse("out of memory");
   return failed(ORT(CREATE_TENSOR, Ref, void *, size_t, const int64_t *, size_t, int, Ref *)(
       cpu_memory, model->data[i], model->bytes[i], dims, rank, type, &model->input[i]));
 }
 
+static void release_values(Ref *values) {
+  for (size_t i = 0; i < MAX_TENSORS; values[i++] = NULL)
+    if (values[i]) RELEASE(RELEASE_VALUE, values[i]);
+}
+
+/* Names stay with the allocator: a few bytes a model. */
 static void close_model(Model *model) {
-  for (size_t i = 0; i < MAX_TENSORS; i++) {
-    if (model->input[i]) RELEASE(RELEASE_VALUE, model->input[i]);
-    if (model->output[i]) RELEASE(RELEASE_VALUE, model->output[i]);
-    free(model->data[i]); /* names stay with the allocator: a few bytes a model */
-  }
+  release_values(model->input);
+  release_values(model->output);
   if (model->session) RELEASE(RELEASE_SESSION, model->session);
   memset(model, 0, sizeof *model);
 }
@@ -460,6 +482,7 @@ static void visit(FILE *out, int number, Step step, Entry *entry, int64_t *ns) {
     fputs("]}\n", out);
   }
   flush(out);
+  release_values(entry->model.output); /* the next model uses their memory again */
   if (bad || count < 0 || resident_mb() > opt.keep_mb) { /* sessions stay open between rounds while memory lasts */
     close_model(&entry->model);
     entry->open = 0;

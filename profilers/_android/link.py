@@ -40,6 +40,7 @@ class Link(ABC):
 
     def __init__(self, name: str, patience_s: float) -> None:
         self.name, self.patience_s, self.calls = name, patience_s, 0
+        self.gone = False  # given up
 
     # what a kind of link provides
 
@@ -64,6 +65,11 @@ class Link(ABC):
     def ask(self, command: str, check: bool = True, timeout_s: float = 60) -> str:
         """What a command prints on the device, asked again over a lost link. Raises CommandFailed."""
         return self._insist(lambda: self._ask_once(command, check, timeout_s))
+
+    def tidy(self, command: str) -> None:
+        """Ask for what cleans up, unless nobody is there any more: whoever gave up has waited long enough."""
+        if not self.gone:
+            self.ask(command, check=False)
 
     def send(self, local: Path, remote: str) -> None:
         """Copy a file; it gets its name only when it is there to the last byte, so a name that exists is never sent again.
@@ -104,6 +110,7 @@ class Link(ABC):
             if obstacle is None:
                 try:
                     self._ask_once("true", True, 15)
+                    self.gone = False
                     return
                 except LinkLost as lost:
                     obstacle = f"no answer ({lost})"
@@ -111,6 +118,7 @@ class Link(ABC):
                 log.warning("%s: %s", self.name, obstacle)
                 told = obstacle
             if time.monotonic() > end:
+                self.gone = True
                 raise DeviceUnavailable(f"{self.name}: {obstacle}; gave up after {self.patience_s:.0f} s")
             time.sleep(0.5)
 

@@ -52,15 +52,21 @@ def pack(tar: Path, models: Sequence[Model], plan: Plan, batch: int) -> Package:
 
 
 def slim(model: Model, weights: "SharedWeights", batch: int) -> Any:
-    """The parsed model with its free dimensions set to the batch size and its large weights handed to the shared file."""
+    """The parsed model with its large weights handed to the shared file."""
+    parsed = with_batch(model, batch)
+    if len(parsed.graph.node) <= SHARED_NODES:
+        for tensor in parsed.graph.initializer:
+            weights.take(tensor)
+    return parsed
+
+
+def with_batch(model: Model, batch: int) -> Any:
+    """The parsed model with the free dimensions of its inputs set to the batch size."""
     parsed = parse(model)
     for value in parsed.graph.input:
         for size in value.type.tensor_type.shape.dim:
             if size.WhichOneof("value") != "dim_value":
                 size.dim_value = batch
-    if len(parsed.graph.node) <= SHARED_NODES:
-        for tensor in parsed.graph.initializer:
-            weights.take(tensor)
     return parsed
 
 

@@ -25,9 +25,10 @@ if [ ! -f "$saved" ] && [ "$stay_on$fixed" != 00 ]; then
         [ "$fixed" = 1 ] && echo "fixed true"
     } >"$saved.new"
     mv "$saved.new" "$saved"
-    [ "$stay_on" = 1 ] && settings put global stay_on_while_plugged_in 7 # any charger: a dark screen moves the shell to slow cores
-    [ "$fixed" = 1 ] && cmd power set-fixed-performance-mode-enabled true
 fi
+# again after a reboot, which forgets the fixed clocks
+[ "$stay_on" = 1 ] && settings put global stay_on_while_plugged_in 7 # any charger: a dark screen moves the shell to slow cores
+[ "$fixed" = 1 ] && cmd power set-fixed-performance-mode-enabled true
 "$@" >>"$out/log" 2>&1 </dev/null
 code=$?
 [ $code = 6 ] && exit # somebody else measures: what is changed is theirs

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import logging
 import os
 import shutil
 import struct
@@ -17,6 +18,8 @@ from pathlib import Path
 
 from profilers._android import build
 from profilers.errors import DeviceUnavailable
+
+log = logging.getLogger(__name__)
 
 # The only package of a public registry that carries ONNX Runtime's own Android build (1.29.0: CPU, XNNPACK, NNAPI).
 NPM_PACKAGE, NPM_VERSION = "com.github.asus4.onnxruntime", "0.4.9"
@@ -97,7 +100,9 @@ def obtain(wanted: str) -> Runtime:
         return _android(_from_npm(), f"npm {NPM_PACKAGE} {NPM_VERSION}")
     except DeviceUnavailable as unavailable:
         try:
-            return glibc_bundle()
+            bundle = glibc_bundle()
+            log.warning("%s; taking the build for Linux instead, without XNNPACK and NNAPI", unavailable)
+            return bundle
         except DeviceUnavailable as also:
             raise DeviceUnavailable(
                 f"no ONNX Runtime for the phone: {unavailable}; and {also}; "

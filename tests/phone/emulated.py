@@ -137,6 +137,11 @@ def missing() -> str | None:
     return None
 
 
+def usable_cores() -> list[int]:
+    """The emulated cores are this machine's: those of them that the phone's layout has as well."""
+    return [core for core in sorted(os.sched_getaffinity(0)) if core < sum(cluster[0] for cluster in CLUSTERS)]
+
+
 class EmulatedPhone:
     """A running phone; `state` is what it says about itself, as files a test may edit."""
 

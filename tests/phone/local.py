@@ -9,6 +9,7 @@ import onnxruntime
 from profilers._android import build
 from profilers._android.link import Link, LinkLost
 from profilers._android.runtime import Runtime
+from profilers.errors import DeviceUnavailable
 
 
 class LocalLink(Link):
@@ -48,10 +49,10 @@ class LocalLink(Link):
         return done
 
 
-def runtime() -> Runtime | None:
-    """pip's own library and the runner for this machine; None where pip's onnxruntime has no library of its own."""
+def runtime() -> Runtime:
+    """pip's own library and the runner for this machine. Raises DeviceUnavailable where either is not to be had."""
     libraries = sorted((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
     if not libraries:
-        return None
+        raise DeviceUnavailable("pip's onnxruntime has no libonnxruntime.so on this system")
     files = {"dnarun": build.host_runner(), "run.sh": build.SOURCE / "run.sh", "libonnxruntime.so": libraries[0]}
     return Runtime("pip's onnxruntime", files)
