@@ -33,7 +33,6 @@ PRIOR_SPREAD = {name: 3.0 if name == "alike" else 1.8 for name in (*PRIOR, "nois
 NOISE = -7.6  # log variance of one reading's relative error: 2 %, whatever the range of the items
 OFFSET = 100.0  # prior variance of the constant, in the same share: as good as free
 EVIDENCE = 0.5  # how much of the log density of the left-out measurements decides between the models
-HALF_NORMAL = float(np.sqrt(np.pi / 2))  # standard deviation of a normal error whose mean absolute value is 1
 TAIL = 4.0  # degrees of freedom of the Student noise: one throttled reading must not bend the whole fit
 
 
@@ -132,7 +131,7 @@ class Regressor:
     extrapolated: NDArray[np.bool_] = field(repr=False)
     weights: dict[str, float]
     loo_error: float  # mean relative error over the measurements, each predicted from the others
-    calibration: float  # factor on log_std: half-way, in the logarithm, to the error of the left-out measurements
+    calibration: float  # factor on log_std that makes the left-out measurements as surprising as they should be
     freedom: float  # degrees of freedom of the bounds' Student distribution
 
     def predict(self, confidence: float = 0.95) -> Prediction:
@@ -212,28 +211,25 @@ def fit(items: Items, rows: Sequence[int], latency_ms: ArrayLike) -> Regressor:
         if is_ratio:
             loo_mean, loo_variance = _log_of_ratio(loo_mean, loo_variance)
             mean, variance = _log_of_ratio(mean, variance)
-        left_out.append(loo_mean + offset[rows])
+        left_out.append((loo_mean + offset[rows], loo_variance))
         means.append(mean + offset)
         variances.append(variance)
-    # of few noisy readings nearly any line looks as good as the rest: without evidence, trust the transfer. Weights
-    # fitted to all measurements flatter each left-out one: at half its weight the error on held-out devices was smaller
-    density = EVIDENCE * np.array(densities) + np.log([0.1 if name == "costs" else 0.3 for name in models])
-    share = np.exp(density - density.max())
-    share /= share.sum()
-    # a process with a weight for every source is too sure of itself: without its variance the bound is as often right
-    # and the slack a fifth less
-    believed = np.where([name == "alike" for name in models], 0.0, share + 1e-3)
-    mean = share @ np.array(means)
-    variance = believed / believed.sum() @ np.array(variances) + share @ (np.array(means) - mean) ** 2
-    log_std = np.sqrt(variance)
-    loo_error = float(np.abs(np.expm1(share @ np.array(left_out) - log_latency)).mean())
+    # of few noisy readings nearly any line looks as good as the rest: without evidence, trust the transfer
+    prior = np.log([0.1 if name == "costs" else 0.3 for name in models])
+    share = _shares(prior + EVIDENCE * np.array(densities))
+    # a process with a weight for every source is too sure of itself on few measurements: bounds do without it
+    trusted = _shares(np.where([name == "alike" for name in models], -np.inf, prior + densities))
+    _, variance = _mixture(trusted, np.array(means), np.array(variances))
+    loo_mean, loo_variance = _mixture(trusted, *(np.array(part) for part in zip(*left_out, strict=True)))
+    surprise = np.minimum((log_latency - loo_mean) ** 2 / loo_variance, 9.0)
+    loo_error = share @ np.array([mean for mean, _ in left_out]) - log_latency
     return Regressor(
-        log_mean=mean,
-        log_std=log_std,
+        log_mean=share @ np.array(means),
+        log_std=np.sqrt(variance),
         extrapolated=_outside(items.features, rows) | _outside(items.costs, rows),
         weights=dict(zip(models, share.round(4).tolist(), strict=True)),
-        loo_error=loo_error,
-        calibration=float(np.clip(np.sqrt(HALF_NORMAL * loo_error / np.median(log_std)), 0.5, 2.0)),
+        loo_error=float(np.abs(np.expm1(loo_error)).mean()),
+        calibration=max(1.0, float(np.sqrt((surprise.sum() + 10) / (len(rows) + 10)))),
         freedom=len(rows) / 2,
     )
 
@@ -321,6 +317,17 @@ def _rough_guess(items: Items, rows: NDArray[np.intp], log_latency: Array) -> Ar
     centred = log_latency - log_latency.mean()
     slope = np.linalg.solve(space[rows].T @ space[rows] + 0.3 * np.eye(space.shape[1]), space[rows].T @ centred)
     return np.exp(np.clip(space @ slope, centred.min() - 0.3, centred.max() + 0.3))
+
+
+def _shares(log_weights: Array) -> Array:
+    weights: Array = np.exp(log_weights - log_weights.max())
+    return weights / weights.sum()
+
+
+def _mixture(share: Array, means: Array, variances: Array) -> tuple[Array, Array]:
+    """Mean and variance of normals mixed by `share` (k,); means and variances are (k, n)."""
+    mean = share @ means
+    return mean, share @ (variances + (means - mean) ** 2)
 
 
 def _log_of_ratio(mean: Array, variance: Array) -> tuple[Array, Array]:
