@@ -1,11 +1,12 @@
 """Latency of everything from a few measurements, other devices' tables and analytic costs, with an interval.
 
 A Gaussian process in closed form. Its mean lies in the span of the same items' latencies on other devices, of
-their costs (MACs, bytes) and of their features; a radial kernel takes what is left. It is fitted twice, to log
-latency and to latency relative to a rough guess (where the times of ops add up), beside the bare cost line, and
-the three are averaged by how well each predicts the measurements left out one at a time: where another device
-misleads, the line takes over. The weight of each kernel maximises the marginal likelihood under a prior that the
-public tables of about 50 devices suggested (`PRIOR`).
+their costs (MACs, bytes) and of their features; a radial kernel takes what is left. It is fitted to log latency and
+to latency relative to a rough guess (where the times of ops add up). Beside them stand a process in which every other
+device has a weight of its own, for a device that is nearly one or two of them, and the bare cost line. The four are
+averaged by how well each predicts the measurements left out one at a time: where another device misleads, the line
+takes over. The weight of each kernel maximises the marginal likelihood under a prior that the public tables of about
+50 devices suggested (`PRIOR`).
 
 Not covered: anything that is not among the items given. The fit is transductive and takes well under a second,
 so a new item is predicted by fitting again with it.
@@ -25,11 +26,13 @@ from dna_deploy.errors import RequestError
 Array = NDArray[np.float64]
 
 # Log of the variance each part explains, as a share of the variance of the sources' log latencies, and how far
-# it strays: medians over the devices of nb201, fbnet and ofa_mbv3, each fitted as a target of the others.
-PRIOR = {"shared": -0.5, "sources": -1.3, "costs": -4.0, "features": -4.6, "radial": -4.5}
-PRIOR_SPREAD = 1.8
+# it strays: medians over the devices of nb201, fbnet and ofa_mbv3, each fitted as a target of the others. "alike" is
+# one source alone, which is mostly nothing and now and then nearly everything: hence the wide spread.
+PRIOR = {"shared": -0.5, "sources": -1.3, "costs": -4.0, "features": -4.6, "radial": -4.5, "alike": -6.0}
+PRIOR_SPREAD = {name: 3.0 if name == "alike" else 1.8 for name in (*PRIOR, "noise")}
 NOISE = -7.6  # log variance of one reading's relative error: 2 %, whatever the range of the items
 OFFSET = 100.0  # prior variance of the constant, in the same share: as good as free
+EVIDENCE = 0.5  # how much of the log density of the left-out measurements decides between the models
 TAIL = 4.0  # degrees of freedom of the Student noise: one throttled reading must not bend the whole fit
 
 
@@ -95,6 +98,13 @@ class Items:
         return parts | ({"costs": _relative(self.costs)} if self.costs.shape[1] else {})
 
     @cached_property
+    def _alike_parts(self) -> dict[str, Array]:
+        """Every source by itself, so that it can be given a weight of its own."""
+        logs = np.log(self._sources)
+        parts = {f"alike {column}": _standard(logs[:, [column]]) for column in range(logs.shape[1])}
+        return parts | {name: part for name, part in self._log_parts.items() if name == "costs"}
+
+    @cached_property
     def _radial(self) -> Array:
         """Where items lie for the radial kernel, scaled to its unit length."""
         leading = self._log_parts.get("sources", np.empty((len(self), 0)))[:, :2]
@@ -114,7 +124,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Regressor:
-    """A fitted device. `weights` is the share of each model: log, sum, costs. Never stored: fit it again."""
+    """A fitted device. `weights` is the share of each model: log, sum, alike, costs. Never stored: fit it again."""
 
     log_mean: Array = field(repr=False)
     log_std: Array = field(repr=False)
@@ -122,13 +132,14 @@ class Regressor:
     weights: dict[str, float]
     loo_error: float  # mean relative error over the measurements, each predicted from the others
     calibration: float  # factor on log_std that makes the left-out measurements as surprising as they should be
+    freedom: float  # degrees of freedom of the bounds' Student distribution
 
     def predict(self, confidence: float = 0.95) -> Prediction:
         from scipy.stats import t
 
         if not 0.5 <= confidence < 1:
             raise RequestError(f"confidence {confidence}: expected 0.5 <= confidence < 1, such as 0.95")
-        reach = t.ppf(confidence, 10) * self.calibration * self.log_std
+        reach = t.ppf(confidence, self.freedom) * self.calibration * self.log_std
         mean = np.exp(self.log_mean)
         return Prediction(mean, mean * np.exp(-reach), mean * np.exp(reach), self.extrapolated)
 
@@ -184,6 +195,8 @@ def fit(items: Items, rows: Sequence[int], latency_ms: ArrayLike) -> Regressor:
         "log": (_Process.fit(items._log_parts, items._radial, rows, log_latency, spread), np.zeros(len(items)), False),
         "sum": (sums, np.log(scale * guess), True),
     }
+    if items._sources.shape[1]:
+        models["alike"] = (_Process.fit(items._alike_parts, None, rows, log_latency, spread), np.zeros(len(items)), False)
     if costs:
         models["costs"] = (_Process.fit(costs, None, rows, log_latency, spread), np.zeros(len(items)), False)
     left_out, densities, means, variances = [], [], [], []
@@ -202,19 +215,22 @@ def fit(items: Items, rows: Sequence[int], latency_ms: ArrayLike) -> Regressor:
         means.append(mean + offset)
         variances.append(variance)
     # of few noisy readings nearly any line looks as good as the rest: without evidence, trust the transfer
-    density = np.array(densities) + np.log([0.45, 0.45, 0.1][: len(models)])
-    share = np.exp(density - density.max())
-    share /= share.sum()
-    mean, variance = _mixture(share, np.array(means), np.array(variances))
-    loo_mean, loo_variance = _mixture(share, *(np.array(part) for part in zip(*left_out, strict=True)))
+    prior = np.log([0.1 if name == "costs" else 0.3 for name in models])
+    share = _shares(prior + EVIDENCE * np.array(densities))
+    # a process with a weight for every source is too sure of itself on few measurements: bounds do without it
+    trusted = _shares(np.where([name == "alike" for name in models], -np.inf, prior + densities))
+    _, variance = _mixture(trusted, np.array(means), np.array(variances))
+    loo_mean, loo_variance = _mixture(trusted, *(np.array(part) for part in zip(*left_out, strict=True)))
     surprise = np.minimum((log_latency - loo_mean) ** 2 / loo_variance, 9.0)
+    loo_error = share @ np.array([mean for mean, _ in left_out]) - log_latency
     return Regressor(
-        log_mean=mean,
+        log_mean=share @ np.array(means),
         log_std=np.sqrt(variance),
         extrapolated=_outside(items.features, rows) | _outside(items.costs, rows),
         weights=dict(zip(models, share.round(4).tolist(), strict=True)),
-        loo_error=float(np.abs(np.expm1(loo_mean - log_latency)).mean()),
+        loo_error=float(np.abs(np.expm1(loo_error)).mean()),
         calibration=max(1.0, float(np.sqrt((surprise.sum() + 10) / (len(rows) + 10)))),
+        freedom=len(rows) / 2,
     )
 
 
@@ -233,16 +249,17 @@ class _Process:
     def fit(cls, parts: dict[str, Array], radial: Array | None, rows: NDArray[np.intp], target: Array, spread: float) -> _Process:
         from scipy.optimize import minimize
 
-        kernels = {name: (part @ part[rows].T, (part**2).sum(1)) for name, part in parts.items()}
+        names = [name.split()[0] for name in parts] + ["radial"] * (radial is not None)
+        grams = [part[rows] @ part[rows].T for part in parts.values()]
         if radial is not None:
-            near = radial[rows]
-            apart = (radial**2).sum(1)[:, None] + (near**2).sum(1) - 2 * radial @ near.T
-            kernels["radial"] = (np.exp(-np.maximum(apart, 0)), np.ones(len(radial)))
+            near = _nearness(radial, rows)
+            grams.append(near[rows])
         count = len(rows)
         centre = float(np.median(target))
         residual = target - centre
-        mean = np.array([*(PRIOR[name] + np.log(spread) for name in kernels), NOISE])
-        gram = np.stack([kernel[rows] for kernel, _ in kernels.values()] + [np.eye(count)])
+        mean = np.array([*(PRIOR[name] + np.log(spread) for name in names), NOISE])
+        strays = np.array([PRIOR_SPREAD[name] for name in (*names, "noise")])
+        gram = np.stack([*grams, np.eye(count)])
         offset = OFFSET * spread
 
         def objective(theta: Array) -> tuple[float, Array]:
@@ -250,13 +267,13 @@ class _Process:
             covariance = np.tensordot(weight, gram, 1) + offset + 1e-9 * spread * np.eye(count)
             inverse = np.linalg.inv(covariance)
             alpha = inverse @ residual
-            far = (theta - mean) / PRIOR_SPREAD
+            far = (theta - mean) / strays
             value = 0.5 * (residual @ alpha + np.linalg.slogdet(covariance)[1] + far @ far)
-            slope = np.tensordot(gram, inverse - np.outer(alpha, alpha), 2) * weight / 2 + far / PRIOR_SPREAD
+            slope = np.tensordot(gram, inverse - np.outer(alpha, alpha), 2) * weight / 2 + far / strays
             return value, slope
 
         # a line search that strays past this meets a covariance that is singular in floating point
-        bounds = [(middle - 4 * PRIOR_SPREAD, middle + 4 * PRIOR_SPREAD) for middle in mean]
+        bounds = list(zip(mean - 4 * strays, mean + 4 * strays, strict=True))
         theta, stretch = mean, np.ones(count)
         for _ in range(3):  # expectation-maximisation for Student noise: each reading gets its own noise
             gram[-1] = np.diag(stretch)
@@ -268,8 +285,10 @@ class _Process:
             error = own * (inverse @ residual)
             doubt = own - own**2 * np.diag(inverse)
             stretch = (TAIL + (error**2 + doubt) / weight[-1]) / (TAIL + 1)
-        cross = offset + sum(w * kernel for w, (kernel, _) in zip(weight[:-1], kernels.values(), strict=True))
-        variance = offset + sum(w * own for w, (_, own) in zip(weight[:-1], kernels.values(), strict=True))
+        space = np.column_stack([np.sqrt(w) * part for w, part in zip(weight, parts.values(), strict=False)])
+        cross, variance = offset + space @ space[rows].T, offset + (space**2).sum(1)
+        if radial is not None:
+            cross, variance = cross + weight[-2] * near, variance + weight[-2]
         return cls(target, centre, cross, variance, inverse, float(weight[-1]))
 
     def predict(self) -> tuple[Array, Array]:
@@ -283,6 +302,13 @@ class _Process:
         return self.target - self.inverse @ (self.target - self.centre) / precision, 1 / precision
 
 
+def _nearness(radial: Array, rows: NDArray[np.intp]) -> Array:
+    """(n, m) radial kernel between all items and those of `rows`."""
+    near = radial[rows]
+    apart = (radial**2).sum(1)[:, None] + (near**2).sum(1) - 2 * radial @ near.T
+    return np.exp(-np.maximum(apart, 0))
+
+
 def _rough_guess(items: Items, rows: NDArray[np.intp], log_latency: Array) -> Array:
     """(n,) latency by a line in the main source and the costs, as a factor on the measurements' mean."""
     inputs = [items._log_parts[name] for name in ("shared", "costs") if name in items._log_parts]
@@ -291,6 +317,11 @@ def _rough_guess(items: Items, rows: NDArray[np.intp], log_latency: Array) -> Ar
     centred = log_latency - log_latency.mean()
     slope = np.linalg.solve(space[rows].T @ space[rows] + 0.3 * np.eye(space.shape[1]), space[rows].T @ centred)
     return np.exp(np.clip(space @ slope, centred.min() - 0.3, centred.max() + 0.3))
+
+
+def _shares(log_weights: Array) -> Array:
+    weights: Array = np.exp(log_weights - log_weights.max())
+    return weights / weights.sum()
 
 
 def _mixture(share: Array, means: Array, variances: Array) -> tuple[Array, Array]:

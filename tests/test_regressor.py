@@ -34,6 +34,17 @@ def test_a_device_that_is_another_times_a_constant_is_recovered():
     assert fitted.weights["costs"] < 0.05
 
 
+def test_one_of_many_unlike_devices_is_found_from_a_few_measurements():
+    random = np.random.default_rng(4)
+    features, costs, _ = space()
+    devices = np.exp(random.normal(0, 0.3, (len(features), 20)))  # nothing in common, so no mean of them helps
+    truth = 1.7 * devices[:, 6] * np.exp(random.normal(0, 0.01, len(features)))
+    rows = np.arange(10)
+    fitted = fit(Items(features, devices, costs), rows, truth[rows])
+    assert relative_error(fitted.predict().mean_ms, truth).mean() < 0.02
+    assert fitted.weights["alike"] > 0.9
+
+
 def test_a_sum_of_ops_is_recovered_without_sources():
     features, costs, devices = space()
     items = Items(features, None, costs)
