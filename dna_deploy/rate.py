@@ -10,25 +10,22 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-from dna_deploy.data import Images
+from dna_deploy.lessons import Lessons
 from dna_deploy.progress import bar
 from dna_deploy.ratings import Rating
 from dna_deploy.space import Candidate, Cell
 from dna_deploy.supernet import PieceSupernet, Supernet
-from dna_deploy.teacher import Teacher
 
 
-def rate(supernet: Supernet, teacher: Teacher, images: Images, places: Sequence[int], batch: int = 64) -> list[Rating]:
+def rate(supernet: Supernet, lessons: Lessons, places: Sequence[int], batch: int = 64) -> list[Rating]:
     """The ratings of every candidate of every searched block, averaged over batches of the images at `places`."""
-    device = next(supernet.parameters()).device
     batches = [places[start : start + batch] for start in range(0, len(places), batch)]
     sums: dict[tuple[str, str], list[float]] = {}
     total = sum(part.piece.block.size for part in _searched(supernet)) * len(batches)
     supernet.train()  # BatchNorm by the batch's own statistics
     with torch.no_grad(), frozen_statistics(supernet), bar("rating every candidate", total) as advance:
         for some in batches:
-            image = teacher.preprocessing(images.batch(some)).to(device)
-            features = teacher.features(image)
+            image, features = lessons.batch(some)
             for part, into, target in zip(supernet.pieces, [image, *features[:-1]], features, strict=True):
                 if part.piece.block.size == 1:
                     continue

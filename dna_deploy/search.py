@@ -55,6 +55,7 @@ def rate_all(run: Run, source: Source, space: SearchSpace) -> None:
     """Fine-tune the teacher where its classes differ, train all blocks under it, rate every candidate."""
     from dna_deploy.checkpoint import save_checkpoint
     from dna_deploy.distill import Distillation, distill
+    from dna_deploy.lessons import Lessons
     from dna_deploy.rate import rate
     from dna_deploy.supernet import Supernet
 
@@ -64,12 +65,12 @@ def rate_all(run: Run, source: Source, space: SearchSpace) -> None:
     parts = splits(run, source)
     teacher = prepare_teacher(run, source, parts, space)
     supernet = Supernet(space, teacher).to(_device())
-    images = Images(source, parts.train, asked.image_size)
+    lessons = Lessons(teacher, Images(source, parts.train, asked.image_size))
     how = Distillation(epochs=asked.distill_epochs, batch=asked.distill_batch, seed=asked.seed)
-    distill(supernet, teacher, images, how, run.supernet)
-    held_out = Images(source, parts.held_out, asked.image_size)
+    distill(supernet, lessons, how, run.supernet)
+    held_out = Lessons(teacher, Images(source, parts.held_out, asked.image_size))
     places = np.random.default_rng(asked.seed).permutation(len(held_out))[: asked.rating_images]
-    ratings = rate(supernet, teacher, held_out, places.tolist())
+    ratings = rate(supernet, held_out, places.tolist())
     save_checkpoint(run.supernet, supernet, None, asked.distill_epochs)  # finished: the optimizer's state may go
     save_ratings(run.ratings, ratings)
 
