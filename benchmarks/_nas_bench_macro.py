@@ -65,7 +65,11 @@ def lay_out(image_size: int, num_classes: int) -> tuple[Block, ...]:
             MBConv(hw, channels, width, kernel=5, expand=6, stride=2, act="relu"),
         )
         hw, channels = leading[0].out_hw, width
-        following = (Skip(hw, width, width), MBConv(hw, width, width, 3, 3, act="relu"), MBConv(hw, width, width, 5, 6, act="relu"))
+        following = (
+            Skip(hw, width, width),
+            MBConv(hw, width, width, 3, 3, act="relu"),
+            MBConv(hw, width, width, 5, 6, act="relu"),
+        )
         blocks.append(Block(f"b{number}", (Cell("all", (leading, *[following] * (depth - 1))),)))
     head = (Conv(hw, channels, HEAD, kernel=1, act="relu"), Classifier(hw, HEAD, num_classes))
     return (*blocks, _single("head", *head))

@@ -13,28 +13,43 @@ supernet and the ratings, and one line of benchmarks/results/ranking.jsonl; inte
 45,000 images takes 12 minutes of one core, the teacher's features (once) 4, the rating on 3,000 images 3.
 """
 
+import itertools
 import json
+import math
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import kendalltau, rankdata
 
 from benchmarks._cifar10 import cifar10, lite0
-from benchmarks._nas_bench_macro import SPACE
-from benchmarks._report import arguments
+from benchmarks._nas_bench_macro import SPACE, searched, truth
+from benchmarks._report import Result, arguments, at_least, at_most, plain, report
+from dna_deploy.calibrate import Calibration, calibrate
 from dna_deploy.data import Images
 from dna_deploy.distill import Distillation, distill
+from dna_deploy.files import write_text
 from dna_deploy.lessons import KeptLessons
+from dna_deploy.pick import pareto_front
 from dna_deploy.rate import rate
 from dna_deploy.ratings import Rating, load_ratings, save_ratings
+from dna_deploy.space import Block
 from dna_deploy.supernet import Supernet
 from dna_deploy.teacher import trunk
 
 CACHE = Path.home() / ".cache" / "dna-deploy" / "ranking"
 RESULTS = Path(__file__).with_name("results") / "ranking.jsonl"
 KEPT = ("blocks.0.0", "blocks.1.1", "blocks.2.1", "blocks.3.2", "blocks.4.2")  # of the teacher; a recipe uses some of them
+COUNT = 40  # networks a calibration is given
+SCORES: dict[str, Callable[[Rating], float]] = {
+    "relative L1": lambda rating: rating.relative_l1,
+    "log relative L1": lambda rating: math.log(rating.relative_l1),
+    "NSR": lambda rating: rating.noise_to_signal,
+    "log NSR": lambda rating: math.log(rating.noise_to_signal),
+}
 TRAIN = 45_000  # of the 50,000 photographs that are not the test set; the others rate
 
 
@@ -101,6 +116,111 @@ def rated(recipe: Recipe) -> dict[str, list[Rating]]:
     return load_ratings(file, space.blocks)
 
 
+def tau(a: np.ndarray, b: np.ndarray) -> float:
+    return float(kendalltau(a, b)[0])
+
+
+def sums(scores: Sequence[np.ndarray]) -> np.ndarray:
+    """The score of every network: one array of candidates' scores a searched block, added up."""
+    choices = truth().choices
+    return np.sum([score[choices[:, block]] for block, score in enumerate(scores)], axis=0)
+
+
+def within_bins(score: np.ndarray, bins: int = 20) -> float:
+    """Kendall's tau among networks of about equal multiply-adds, averaged over bins of as many networks each."""
+    known = truth()
+    parts = np.array_split(np.argsort(known.flops, kind="stable"), bins)
+    return float(np.mean([tau(-score[part], known.accuracy[part]) for part in parts]))
+
+
+def partial(score: np.ndarray) -> float:
+    """Spearman's correlation with the accuracy, multiply-adds held fixed."""
+    known = truth()
+    ranks = np.array([rankdata(values) for values in (-score, known.accuracy, known.flops)])
+    (_, own, cost), (_, _, rival), _ = np.corrcoef(ranks)
+    return float((own - cost * rival) / np.sqrt((1 - cost**2) * (1 - rival**2)))
+
+
+def chosen(scores: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Accuracy in per cent under ten budgets of multiply-adds: of the network picked, the best, a random one, the largest."""
+    known = truth()
+    blocks = searched(SPACE.at(32, 10))
+    fixed = float(known.flops.min() - sum(min(_macs(block)) for block in blocks))
+    front = pareto_front([_macs(block) for block in blocks], scores)
+    rows = []
+    for budget in np.quantile(known.flops, np.arange(0.05, 1, 0.1)):
+        best = front.best_within(budget - fixed)
+        assert best is not None
+        fitting = known.flops <= budget
+        largest = known.flops == known.flops[fitting].max()
+        picked = (known.choices == front.choices[best]).all(1)
+        found = known.accuracy[picked]
+        rows.append((found[0], known.accuracy[fitting].max(), known.accuracy[fitting].mean(), known.accuracy[largest].mean()))
+    picks, bests, randoms, largests = np.array(rows).T
+    return picks, bests, randoms, largests
+
+
+def _macs(block: Block) -> np.ndarray:
+    return np.array([float(sum(op.macs for op in candidate.ops)) for candidate in block.candidates])
+
+
+def calibrated(scores: Sequence[np.ndarray], draws: int) -> list[Calibration]:
+    """Calibrations on 40 networks each, at their accuracy in one training."""
+    known, space = truth(), SPACE.at(32, 10)
+    whole = [np.zeros(1), *scores, np.zeros(1)]
+    made = []
+    for seed in range(draws):
+        rows = np.random.default_rng(seed).choice(len(known.runs), COUNT, replace=False)
+        choices = np.insert(known.choices[rows], [0, 3], 0, axis=1)
+        made.append(calibrate(space, whole, choices, known.runs[rows, seed % 3] / 100))
+    return made
+
+
+def judged(name: str, scores: Sequence[np.ndarray], draws: int) -> list[Result]:
+    """Everything asked of one score: its ranking, at equal cost, what it picks, and the same after calibration."""
+    summed = sums(scores)
+    picks, bests, _, _ = chosen(scores)
+    fits = [fit.scores[1:-1] for fit in calibrated(scores, draws)]
+    after = [sums(fit) for fit in fits]
+    regrets = [float(np.mean(bests - chosen(fit)[0])) for fit in fits]
+    return [
+        at_least(f"{name}: tau", [tau(-summed, truth().accuracy)], "", 0.82),
+        at_least(f"{name}: tau within FLOPs bins", [within_bins(summed)], "", 0.65),
+        Result(f"{name}: partial correlation given FLOPs", partial(summed), ""),
+        at_most(f"{name}: regret under ten budgets", [float(np.mean(bests - picks))], "points", 0.1),
+        at_least(f"{name}: calibrated on {COUNT}: tau", [tau(-fit, truth().accuracy) for fit in after], "", 0.85),
+        at_least(f"{name}: calibrated on {COUNT}: tau within FLOPs bins", [within_bins(fit) for fit in after], "", 0.65),
+        at_most(f"{name}: calibrated on {COUNT}: regret", regrets, "points", 0.1),
+    ]
+
+
+def rivals(draws: int) -> list[Result]:
+    """What the same figures are without any score, and what the best possible ones are."""
+    known = truth()
+    _, bests, randoms, largests = chosen([np.zeros(block.size) for block in searched(SPACE.at(32, 10))])
+    runs = [(known.runs[:, a], known.runs[:, b]) for a, b in itertools.combinations(range(3), 2)]
+    nothing = [np.zeros(block.size) for block in searched(SPACE.at(32, 10))]
+    fits = [fit.scores[1:-1] for fit in calibrated(nothing, draws)]
+    return [
+        Result("multiply-adds alone: tau", tau(known.flops, known.accuracy), ""),
+        Result("parameters alone: tau", tau(known.params, known.accuracy), ""),
+        plain(f"no score, calibrated on {COUNT}: tau", [tau(-sums(fit), known.accuracy) for fit in fits], ""),
+        plain(f"no score, calibrated on {COUNT}: regret", [float(np.mean(bests - chosen(fit)[0])) for fit in fits], "points"),
+        Result("two trainings of the same networks: tau", float(np.mean([tau(a, b) for a, b in runs])), "", n=3),
+        Result("the best under each budget: accuracy", float(bests.mean()), "%", n=10),
+        Result("the largest that fits: regret", float(np.mean(bests - largests)), "points", n=10),
+        Result("a random one that fits: regret", float(np.mean(bests - randoms)), "points", n=10),
+    ]
+
+
+def keep(recipe: Recipe, results: Sequence[Result]) -> None:
+    """The recipe's line in the results file, in place of an earlier one of the same recipe."""
+    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    rows = [row for row in rows if row["recipe"] != asdict(recipe)]
+    rows.append({"recipe": asdict(recipe), "results": {result.measure: round(result.value, 4) for result in results}})
+    write_text(RESULTS, "".join(json.dumps(row) + "\n" for row in rows))
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--stem", default="image", choices=("image", "blocks.0.0"), help="what the first block gets")
@@ -117,9 +237,16 @@ def main() -> None:
     quick = values.pop("quick")
     recipe = Recipe(**values)
     if quick:
-        recipe = replace(recipe, train_images=1_024, rating_images=512, epochs=1)
-    rated(recipe)
-    print(json.dumps(asdict(recipe)))
+        recipe = replace(recipe, train_images=1_024, rating_images=256, rating_batch=128, batch=32, epochs=1)
+    found = rated(recipe)
+    ratings = [found[block.name] for block in searched(SPACE.at(32, 10))]
+    draws = 4 if quick else 20
+    results = rivals(draws)
+    for name, score in SCORES.items():
+        results += judged(name, [np.array([score(rating) for rating in block]) for block in ratings], draws)
+    if not quick:
+        keep(recipe, results)
+    report("ranking", results)
 
 
 if __name__ == "__main__":

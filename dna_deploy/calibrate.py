@@ -56,7 +56,9 @@ def calibrate(space: SearchSpace, scores: Sequence[Array], choices: Array, accur
 
     error = 1 - np.asarray(accuracies, float)
     if len(error) < FEWEST or np.ptp(error) == 0:
-        raise RequestError(f"{len(error)} trained networks of error {error.min():.3g} to {error.max():.3g}: need {FEWEST} that differ")
+        raise RequestError(
+            f"{len(error)} trained networks of error {error.min():.3g} to {error.max():.3g}: need {FEWEST} that differ"
+        )
     blocks, names = columns(space, scores)
     seen = sum(block[choices[:, k]] for k, block in enumerate(blocks))
     fits = []
@@ -67,9 +69,7 @@ def calibrate(space: SearchSpace, scores: Sequence[Array], choices: Array, accur
         fits.append((tau, target, ridge, weights, float(np.sqrt(np.mean((predicted - y) ** 2)) / y.std())))
     tau, target, ridge, weights, loo_error = max(fits, key=lambda fit: fit[0])
     shared = weights[names.index("score")]
-    worth = {
-        block.name: float(shared + weights[names.index(f"{block.name} score")]) for block in space.blocks if block.size > 1
-    }
+    worth = {block.name: float(shared + weights[names.index(f"{block.name} score")]) for block in space.blocks if block.size > 1}
     calibrated = [block @ weights for block in blocks]
     return Calibration(calibrated, worth, target, ridge, len(error), loo_error, tau)
 

@@ -113,4 +113,3 @@ def set_rate(optimizer: torch.optim.Optimizer, peak: float, done: float) -> None
     fall = 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2
     for group in optimizer.param_groups:
         group["lr"] = peak * min(rise, fall)
-
