@@ -28,13 +28,14 @@ from scipy.stats import kendalltau, rankdata
 from benchmarks._cifar10 import cifar10, lite0
 from benchmarks._nas_bench_macro import SPACE, searched, truth
 from benchmarks._report import Result, arguments, at_least, at_most, plain, report
+from dna_deploy.arch import Architecture
 from dna_deploy.calibrate import Calibration, calibrate
 from dna_deploy.data import Images
 from dna_deploy.distill import Distillation, distill
 from dna_deploy.files import write_text
 from dna_deploy.lessons import KeptLessons
 from dna_deploy.pick import pareto_front
-from dna_deploy.rate import rate
+from dna_deploy.rate import rate, replace_one
 from dna_deploy.ratings import Rating, load_ratings, save_ratings
 from dna_deploy.space import Block
 from dna_deploy.supernet import Supernet
@@ -49,6 +50,8 @@ SCORES: dict[str, Callable[[Rating], float]] = {
     "log relative L1": lambda rating: math.log(rating.relative_l1),
     "NSR": lambda rating: rating.noise_to_signal,
     "log NSR": lambda rating: math.log(rating.noise_to_signal),
+    "replace-one": lambda rating: rating.replace_one or 0.0,
+    "log replace-one": lambda rating: math.log(rating.replace_one or 1.0),
 }
 TRAIN = 45_000  # of the 50,000 photographs that are not the test set; the others rate
 
@@ -66,7 +69,13 @@ class Recipe:
     train_images: int
     rating_images: int
     rating_batch: int
+    replace_images: int  # of the held-out ones for replace-one; 0 leaves it out
     seed: int
+
+    @property
+    def cuts(self) -> tuple[str | None, ...]:
+        """Behind which of the teacher's modules each block but the last ends."""
+        return (None if self.stem == "image" else self.stem, "blocks.1.1", "blocks.2.1", self.last)
 
     @property
     def name(self) -> str:
@@ -91,9 +100,8 @@ def lessons(part: str, count: int, cuts: tuple[str | None, ...] = KEPT) -> KeptL
 
 def trained(recipe: Recipe) -> Supernet:
     """The supernet of a recipe; an interrupted training goes on at its last whole epoch."""
-    cuts = (None if recipe.stem == "image" else recipe.stem, "blocks.1.1", "blocks.2.1", recipe.last)
     lessons("train", recipe.train_images)  # all features are computed in one pass, whichever the recipe uses
-    taught = lessons("train", recipe.train_images, cuts)
+    taught = lessons("train", recipe.train_images, recipe.cuts)
     torch.manual_seed(recipe.seed)
     supernet = Supernet(SPACE.at(32, 10), taught.teacher)
     how = Distillation(
@@ -106,13 +114,17 @@ def trained(recipe: Recipe) -> Supernet:
 def rated(recipe: Recipe) -> dict[str, list[Rating]]:
     """The ratings of every candidate by block."""
     space = SPACE.at(32, 10)
-    file = CACHE / recipe.name / f"ratings-{recipe.rating_images}-{recipe.rating_batch}.jsonl"
+    file = CACHE / recipe.name / f"ratings-{recipe.rating_images}-{recipe.rating_batch}-{recipe.replace_images}.jsonl"
     if not file.exists():
         supernet = trained(recipe)
         lessons("held_out", recipe.rating_images)
-        cuts = (None if recipe.stem == "image" else recipe.stem, "blocks.1.1", "blocks.2.1", recipe.last)
-        held_out = lessons("held_out", recipe.rating_images, cuts)
-        save_ratings(file, rate(supernet, held_out, range(recipe.rating_images), recipe.rating_batch))
+        held_out = lessons("held_out", recipe.rating_images, recipe.cuts)
+        ratings = rate(supernet, held_out, range(recipe.rating_images), recipe.rating_batch)
+        if recipe.replace_images:
+            middle = Architecture(space, tuple(block.candidates[block.size // 2] for block in space.blocks))
+            found = replace_one(supernet, held_out, middle, range(recipe.replace_images), recipe.rating_batch)
+            ratings = [replace(rating, replace_one=found[rating.block, rating.candidate]) for rating in ratings]
+        save_ratings(file, ratings)
     return load_ratings(file, space.blocks)
 
 
@@ -232,6 +244,7 @@ def main() -> None:
     parser.add_argument("--train-images", type=int, default=45_000)
     parser.add_argument("--rating-images", type=int, default=3_000)
     parser.add_argument("--rating-batch", type=int, default=250)
+    parser.add_argument("--replace-images", type=int, default=0, help="held-out images for replace-one; 0 leaves it out")
     parser.add_argument("--seed", type=int, default=0)
     values = vars(parser.parse_args())
     quick = values.pop("quick")
@@ -243,6 +256,8 @@ def main() -> None:
     draws = 4 if quick else 20
     results = rivals(draws)
     for name, score in SCORES.items():
+        if "replace-one" in name and not recipe.replace_images:
+            continue
         results += judged(name, [np.array([score(rating) for rating in block]) for block in ratings], draws)
     if not quick:
         keep(recipe, results)

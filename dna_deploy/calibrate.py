@@ -7,6 +7,7 @@ ranking worse (on NAS-Bench-Macro, 6,561 networks of known accuracy).
 """
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -105,8 +106,10 @@ def _described(block: Block, candidate: Candidate, score: float) -> dict[str, fl
         return {}
     macs = float(sum(op.macs for op in candidate.ops))
     row = {"score": score, f"{block.name} score": score, "macs": macs, f"{block.name} macs": macs}
-    for depth, op in enumerate(candidate.ops):
-        for name in (op.label, f"{block.name} {op.label}", f"{block.name} layer {depth + 1} {op.label}"):
+    cell, _, labels = candidate.text.partition(": ")
+    row[f"{block.name} {cell}"] = 1.0
+    for depth, label in enumerate(labels.split(" "), 1):
+        for name in (label, f"{block.name} {label}", f"{block.name} layer {depth} {label}"):
             row[name] = row.get(name, 0.0) + 1.0
     return row
 
@@ -129,25 +132,23 @@ def _ridge(x: Array, y: Array) -> tuple[float, Array, Array]:
 
 
 def networks_to_train(space: SearchSpace, count: int, seed: int = 0) -> list[Architecture]:
-    """Networks that say most when trained: in every block each cell, and in every layer each op, equally often."""
+    """Networks that say most when trained: in every block the cells, and in every layer the ops, are used about equally often."""
     rng = random.Random(seed)
-    by_block = []
-    for block in space.blocks:
-        cells = _dealt(block.cells, count, rng)
-        ops = {cell: iter(_dealt_choices(cell.layers, cells.count(cell), rng)) for cell in block.cells}
-        by_block.append([Candidate(cell, next(ops[cell])) for cell in cells])
-    return [Architecture(space, candidates) for candidates in zip(*by_block, strict=True)]
+    used: Counter[tuple[Any, ...]] = Counter()
 
+    def next_of(where: tuple[Any, ...], choices: Sequence[Any]) -> int:
+        index = min(range(len(choices)), key=lambda index: (used[(*where, index)], rng.random()))
+        used[(*where, index)] += 1
+        return index
 
-def _dealt_choices(layers: Sequence[Sequence[Any]], count: int, rng: random.Random) -> list[tuple[int, ...]]:
-    return list(zip(*(_dealt(range(len(choices)), count, rng) for choices in layers), strict=True))
-
-
-def _dealt(things: Sequence[Any], count: int, rng: random.Random) -> list[Any]:
-    """`count` of them in random order, none more than once oftener than another."""
-    dealt: list[Any] = []
-    while len(dealt) < count:
-        dealt += rng.sample(list(things), len(things))
-    dealt = dealt[:count]
-    rng.shuffle(dealt)
-    return dealt
+    networks = []
+    for _ in range(count):
+        chosen: list[Candidate] = []
+        for block in space.blocks:
+            arriving = chosen[-1].ops[-1].out_shape if chosen else block.cells[0].layers[0][0].in_shape
+            fitting = [cell for cell in block.cells if cell.layers[0][0].in_shape == arriving]
+            cell = fitting[next_of((block.name, arriving), fitting)]
+            layers = enumerate(cell.layers)
+            chosen.append(Candidate(cell, tuple(next_of((block.name, cell.name, depth), ops) for depth, ops in layers)))
+        networks.append(Architecture(space, tuple(chosen)))
+    return networks

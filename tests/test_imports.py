@@ -18,7 +18,7 @@ ROWS = [  # design.md, from the bottom up; a module may import from rows below i
     {"table", "regressor", "exporters"},
     {"predictor", "measure", "data"},
     {"teacher", "checkpoint", "verify"},
-    {"supernet", "lessons", "calibrate"},
+    {"supernet", "lessons", "calibrate", "rivals"},
     {"distill", "rate"},
     {"train", "run"},
     {"profile", "search", "export"},

@@ -78,6 +78,7 @@ def main(
     say(f"predicted {picked.predicted_ms:.3g} ms on {picked.device}, budget {budget_ms:g} ms")
     say(f"the Pareto front has {len(found.front.costs)} networks: {found.pick.front}")
     _account(predictor, found.architecture)
+    rivals = _rivals(found, predictor)
     student: Student | None = finish(found, predictor, epochs) if trained else None
     rows = [["budget", f"{budget_ms:g} ms"], ["predicted", f"{picked.predicted_ms:.3g} ms"]]
     if student is not None and student.measured_ms is not None:
@@ -98,6 +99,7 @@ def main(
         "measured_ms": student.measured_ms if student else None,
         "macs": picked.macs,
         "params": picked.params,
+        "rivals": rivals,
         "test_accuracy": student.test_accuracy if student else None,
         "teacher_test_accuracy": student.teacher_test_accuracy if student else None,
     }
@@ -117,6 +119,31 @@ def _table(device: str | None) -> Path:
         return latest
     say("no --device and nothing profiled here yet: using the published table of a Pixel 1")
     return find_table("pixel1")
+
+
+def _rivals(found: Any, predictor: Any) -> list[dict[str, Any]]:
+    """Beside the score what the cost alone would have said, block by block."""
+    from dataclasses import asdict
+
+    from dna_deploy.progress import show
+    from dna_deploy.ratings import load_ratings
+    from dna_deploy.rivals import rivalry
+    from dna_deploy.search import block_costs, block_scores
+
+    space = found.architecture.space
+    scores = block_scores(space, load_ratings(found.pick.run.ratings, space.blocks))
+    rows = rivalry(space, scores, block_costs(space, predictor))
+    columns = ["score against cost (Kendall tau)", "candidates", "multiply-adds", "parameters", "at equal latency", "spread left"]
+    shown = [
+        [row.block, str(row.candidates), f"{row.macs:.2f}", f"{row.params:.2f}", _two(row.at_equal_cost), _two(row.spread)]
+        for row in rows
+    ]
+    show("does the score say more than the cost?", columns, shown)
+    return [asdict(row) for row in rows]
+
+
+def _two(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _account(predictor: Any, architecture: Any) -> None:
