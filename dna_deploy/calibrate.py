@@ -61,7 +61,7 @@ def calibrate(space: SearchSpace, scores: Sequence[Array], choices: Array, accur
             f"{len(error)} trained networks of error {error.min():.3g} to {error.max():.3g}: need {FEWEST} that differ"
         )
     blocks, names = columns(space, scores)
-    seen = sum(block[choices[:, k]] for k, block in enumerate(blocks))
+    seen = np.sum([block[choices[:, k]] for k, block in enumerate(blocks)], axis=0)
     fits = []
     for target, transform in TARGETS.items():
         y = transform(np.maximum(error, 0.5 * error[error > 0].min()))
@@ -81,15 +81,16 @@ def columns(space: SearchSpace, scores: Sequence[Array]) -> tuple[list[Array], l
     Every fact stands there once for the whole network, once for its block and, for ops, once for its layer. A ridge over all of
     them gives what blocks have in common the first say and each block's own part only where the data ask for it.
     """
-    rows: list[list[dict[str, float]]] = []
-    for block, score in zip(space.blocks, scores, strict=True):
-        rows.append([_described(block, candidate, own) for candidate, own in zip(block.candidates, score, strict=True)])
-    names = sorted({name for block in rows for row in block for name in row})
+    described = [
+        [_described(block, candidate, own) for candidate, own in zip(block.candidates, score, strict=True)]
+        for block, score in zip(space.blocks, scores, strict=True)
+    ]
+    names = sorted({name for rows in described for row in rows for name in row})
     place = {name: at for at, name in enumerate(names)}
     made = []
-    for block in rows:
-        values = np.zeros((len(block), len(names)))
-        for at, row in enumerate(block):
+    for rows in described:
+        values = np.zeros((len(rows), len(names)))
+        for at, row in enumerate(rows):
             for name, value in row.items():
                 values[at, place[name]] = value
         made.append(values)
@@ -134,12 +135,13 @@ def _ridge(x: Array, y: Array) -> tuple[float, Array, Array]:
 def networks_to_train(space: SearchSpace, count: int, seed: int = 0) -> list[Architecture]:
     """Networks that say most when trained: in every block the cells, and in every layer the ops, are used about equally often."""
     rng = random.Random(seed)
-    used: Counter[tuple[Any, ...]] = Counter()
+    used: Counter[tuple[tuple[Any, ...], int]] = Counter()
 
     def next_of(where: tuple[Any, ...], choices: Sequence[Any]) -> int:
-        index = min(range(len(choices)), key=lambda index: (used[(*where, index)], rng.random()))
-        used[(*where, index)] += 1
-        return index
+        places = [(where, index) for index in range(len(choices))]
+        place = min(places, key=lambda place: (used[place], rng.random()))
+        used[place] += 1
+        return place[1]
 
     networks = []
     for _ in range(count):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,10 +140,18 @@ def require_feasible(space: SearchSpace, predictor: LatencyPredictor, budget_ms:
 
 
 def block_scores(space: SearchSpace, ratings: dict[str, list[Rating]]) -> list[np.ndarray[Any, Any]]:
-    """The additive score: the logarithm of each candidate's relative L1, zero for blocks without a choice."""
+    """The additive score: calibrated where the run is, else the logarithm of each candidate's relative L1.
+
+    Blocks without a choice score zero.
+    """
+    every = [rating for block in ratings.values() for rating in block]
+    calibrated = all(rating.calibrated is not None for rating in every)
+
+    def score(rating: Rating) -> float:
+        return rating.calibrated if calibrated and rating.calibrated is not None else math.log(max(rating.relative_l1, 1e-9))
+
     return [
-        np.log([max(rating.relative_l1, 1e-9) for rating in ratings[block.name]]) if block.size > 1 else np.zeros(1)
-        for block in space.blocks
+        np.array([score(rating) for rating in ratings[block.name]]) if block.size > 1 else np.zeros(1) for block in space.blocks
     ]
 
 

@@ -22,6 +22,7 @@ ROWS = [  # design.md, from the bottom up; a module may import from rows below i
     {"distill", "rate"},
     {"train", "run"},
     {"profile", "search", "export"},
+    {"weigh"},
     {"cli"},
 ]
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}

@@ -23,6 +23,12 @@ from dna_deploy.cli._command import POSITIVE, Latency, command
 @click.option("--distill-epochs", type=POSITIVE, default=4, help="Block-wise training of all candidates.")
 @click.option("--distill-batch", type=POSITIVE, default=16, help="Its batch size.")
 @click.option("--rating-images", type=POSITIVE, default=128, help="Held-out images every candidate is rated on.")
+@click.option(
+    "--calibrate", type=click.IntRange(min=8), help="Train so many networks briefly and weigh the scores by them; 20-40."
+)
+@click.option(
+    "--replace-one", is_flag=True, help="Also rate every candidate inside the whole network found; about 3 x the rating."
+)
 @click.option("--epochs", type=POSITIVE, default=8, help="Training of the found network.")
 @click.option("--seed", default=0, help="Of everything random.")
 @click.option("--train/--no-train", "trained", default=True, help="Train the found network, or only pick it.")
@@ -41,6 +47,8 @@ def main(
     distill_epochs: int,
     distill_batch: int,
     rating_images: int,
+    calibrate: int | None,
+    replace_one: bool,
     epochs: int,
     seed: int,
     trained: bool,
@@ -56,6 +64,7 @@ def main(
     from dna_deploy.run import Asked, Student
     from dna_deploy.search import finish, search
     from dna_deploy.table import LatencyTable
+    from dna_deploy.weigh import calibrate_run, replace_one_run
 
     asked = Asked(
         teacher=teacher,
@@ -73,6 +82,11 @@ def main(
     )
     predictor = LatencyPredictor(LatencyTable.load(_table(device)))
     found = search(asked, name, predictor, budget_ms)
+    if calibrate:
+        calibrate_run(found.pick.run, found.architecture.space, calibrate)
+        found = search(asked, name, predictor, budget_ms)  # picks again, now by the calibrated scores
+    if replace_one:
+        replace_one_run(found.pick.run, found.architecture, rating_images)
     picked = found.picked
     say(f"{found.architecture.text}")
     say(f"predicted {picked.predicted_ms:.3g} ms on {picked.device}, budget {budget_ms:g} ms")
