@@ -56,7 +56,7 @@ def rate_all(run: Run, source: Source, space: SearchSpace) -> None:
     """Fine-tune the teacher where its classes differ, train all blocks under it, rate every candidate."""
     from dna_deploy.checkpoint import save_checkpoint
     from dna_deploy.distill import Distillation, distill
-    from dna_deploy.lessons import Lessons
+    from dna_deploy.lessons import KeptLessons, Lessons
     from dna_deploy.rate import rate
     from dna_deploy.supernet import Supernet
 
@@ -66,7 +66,9 @@ def rate_all(run: Run, source: Source, space: SearchSpace) -> None:
     parts = splits(run, source)
     teacher = prepare_teacher(run, source, parts, space)
     supernet = Supernet(space, teacher).to(_device())
-    lessons = Lessons(teacher, Images(source, parts.train, asked.image_size))
+    images = Images(source, parts.train, asked.image_size)
+    features = run.folder / "features"
+    lessons = KeptLessons(teacher, images, features) if asked.keep_features else Lessons(teacher, images)
     how = Distillation(epochs=asked.distill_epochs, batch=asked.distill_batch, seed=asked.seed)
     distill(supernet, lessons, how, run.supernet)
     held_out = Lessons(teacher, Images(source, parts.held_out, asked.image_size))

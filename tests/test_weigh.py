@@ -35,10 +35,17 @@ def rated(tmp_path_factory):
         distill_batch=16,
         rating_images=16,
         seed=0,
+        keep_features=True,
     )
     run, space = open_run(str(folder / "run"), asked), find("spaces", TINY).at(32, 4)
     rate_all(run, open_source(asked.data), space)
     return run, space
+
+
+def test_features_were_kept(rated):
+    run, space = rated
+    kept = sorted(file.name for file in (run.folder / "features").iterdir())
+    assert "features.json" in kept and "logits.f16" in kept and len(kept) == 1 + len(space.blocks)
 
 
 def test_calibrating_trains_networks_once_and_the_scores_follow(rated, monkeypatch):

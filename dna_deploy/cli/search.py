@@ -22,6 +22,7 @@ from dna_deploy.cli._command import POSITIVE, Latency, command
 @click.option("--teacher-epochs", type=POSITIVE, default=4, help="Fine-tuning of the teacher where its classes differ.")
 @click.option("--distill-epochs", type=POSITIVE, default=4, help="Block-wise training of all candidates.")
 @click.option("--distill-batch", type=POSITIVE, default=16, help="Its batch size.")
+@click.option("--keep-features", is_flag=True, help="Compute the teacher's features once, onto disk; no augmentation then.")
 @click.option("--rating-images", type=POSITIVE, default=128, help="Held-out images every candidate is rated on.")
 @click.option(
     "--calibrate", type=click.IntRange(min=8), help="Train so many networks briefly and weigh the scores by them; 20-40."
@@ -46,6 +47,7 @@ def main(
     teacher_epochs: int,
     distill_epochs: int,
     distill_batch: int,
+    keep_features: bool,
     rating_images: int,
     calibrate: int | None,
     replace_one: bool,
@@ -79,6 +81,7 @@ def main(
         distill_batch=distill_batch,
         rating_images=rating_images,
         seed=seed,
+        keep_features=keep_features,
     )
     predictor = LatencyPredictor(LatencyTable.load(_table(device)))
     found = search(asked, name, predictor, budget_ms)
