@@ -9,8 +9,8 @@ candidate is rated; the sums are held against the truth. Beside each score stand
 correlation among networks of equal cost, and how well three trainings of the same networks agree.
 
 Each recipe is a folder under ~/.cache/dna-deploy/ranking with the teacher's features (float16, memory-mapped), the
-supernet and the ratings, and one line of benchmarks/results/ranking.jsonl; interrupted, the same command goes on. A pass over
-45,000 images takes 12 minutes of one core, the teacher's features (once) 4, the rating on 3,000 images 3.
+supernet and the ratings, and one line of benchmarks/results/ranking.jsonl; interrupted, the same command goes on. On one
+quiet core a thousand images take the teacher 4 seconds (once), the training 13, the rating 100.
 """
 
 import itertools

@@ -57,8 +57,10 @@ def calibrate(space: SearchSpace, scores: Sequence[Array], choices: Array, accur
 
     error = 1 - np.asarray(accuracies, float)
     if len(error) < FEWEST or np.ptp(error) == 0:
+        seen = sorted({f"{value:.1%}" for value in accuracies})
         raise RequestError(
-            f"{len(error)} trained networks of error {error.min():.3g} to {error.max():.3g}: need {FEWEST} that differ"
+            f"{len(error)} trained networks with accuracies {', '.join(seen[:4]) or 'none'}: a calibration needs {FEWEST} that "
+            "differ; train more or longer"
         )
     blocks, names = columns(space, scores)
     seen = np.sum([block[choices[:, k]] for k, block in enumerate(blocks)], axis=0)

@@ -61,7 +61,8 @@ class KeptLessons(Lessons):
         return image, [_loaded(kept[order]).to(image.device) for kept in self._kept]
 
     def _prepare(self) -> "list[np.memmap[Any, Any]]":
-        shapes = [list(_stored(feature).shape[1:]) for feature in super().batch([0])[1]]
+        first = [_stored(feature) for feature in super().batch([0])[1]]
+        shapes = [list(feature.shape[1:]) for feature in first]
         wanted = _Contents(self.teacher.name, dict(zip(self.names, shapes, strict=True)), len(self), 0)
         mark = self.folder / "features.json"
         kept = read_json(mark, _Contents) if mark.exists() else wanted
@@ -71,7 +72,10 @@ class KeptLessons(Lessons):
             with disk_errors(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._compute(kept, mark)
-        return [self._open(name, wanted.shapes[name], "r") for name in self.names]
+        found = [self._open(name, wanted.shapes[name], "r") for name in self.names]
+        if not np.allclose(found[-1][0], first[-1][0], rtol=1e-2, atol=1e-2):
+            raise RunError(f"{self.folder}: the teacher says otherwise of the first image now; give another folder")
+        return found
 
     def _compute(self, kept: "_Contents", mark: Path) -> None:
         if list(kept.shapes) != self.names:
@@ -88,7 +92,11 @@ class KeptLessons(Lessons):
                 advance(len(places))
 
     def _open(self, name: str, shape: list[int], mode: Literal["r", "r+", "w+"]) -> "np.memmap[Any, Any]":
-        return np.memmap(self.folder / f"{name}.f16", np.float16, mode, shape=(len(self), *shape))
+        file = self.folder / f"{name}.f16"
+        try:
+            return np.memmap(file, np.float16, mode, shape=(len(self), *shape))
+        except (FileNotFoundError, ValueError) as error:
+            raise RunError(f"{file}: missing or cut off ({error}); delete {self.folder} and run again") from error
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Both are kept in the run's ratings, so that picking again, for any device and budget, uses them without training.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -37,10 +37,9 @@ def calibrate_run(run: Run, space: SearchSpace, count: int) -> Calibration:
     file = run.folder / "calibration.json"
     networks = networks_to_train(space, count, run.asked.seed)
     known = read_json(file, TrainedNetworks) if file.exists() else TrainedNetworks(BRIEF_EPOCHS, {})
-    if missing := [arch for arch in networks if arch.key not in known.accuracies]:
-        say(f"calibrating: training {len(missing)} networks for {known.epochs} epochs each")
-    for arch in missing:
-        known = replace(known, accuracies={**known.accuracies, arch.key: _reached(run, arch, known.epochs)})
+    missing = [arch for arch in networks if arch.key not in known.accuracies]
+    for arch, accuracy in _trained(run, space, missing, known.epochs):
+        known = replace(known, accuracies={**known.accuracies, arch.key: accuracy})
         write_json(file, known)
     ratings = load_ratings(run.ratings, space.blocks)
     logs = [
@@ -89,19 +88,23 @@ def replace_one_run(run: Run, reference: Architecture, images: int) -> None:
     show("replace-one against relative L1", ["block", "Kendall tau"], agreement)
 
 
-def _reached(run: Run, arch: Architecture, epochs: int) -> float:
-    """The accuracy of one network after its brief training, on images that neither train nor test."""
+def _trained(run: Run, space: SearchSpace, networks: Sequence[Architecture], epochs: int) -> Iterator[tuple[Architecture, float]]:
+    """Each network with its accuracy after a brief training, on images that neither train nor test."""
     from dna_deploy.train import accuracy, logits_of
 
+    if not networks:
+        return
     source = open_source(run.asked.data, run.asked.data_root)
     parts = splits(run, source)
-    teacher = prepare_teacher(run, source, parts, arch.space)
-    partial = run.folder / "calibration-training.safetensors"
-    partial.unlink(missing_ok=True)  # it may be of another network; a brief training is not worth resuming
-    network = inherit_and_train(run, source, parts, teacher, arch, epochs, partial)
-    partial.unlink(missing_ok=True)
+    teacher = prepare_teacher(run, source, parts, space)
     held_out = Images(source, parts.held_out, run.asked.image_size)
-    return accuracy(logits_of(network, held_out, teacher.preprocessing), held_out.labels)
+    say(f"calibrating: training {len(networks)} networks for {epochs} epochs each")
+    for arch in networks:
+        partial = run.folder / "calibration-training.safetensors"
+        partial.unlink(missing_ok=True)  # it may be of another network; a brief training is not worth resuming
+        network = inherit_and_train(run, source, parts, teacher, arch, epochs, partial)
+        partial.unlink(missing_ok=True)
+        yield arch, accuracy(logits_of(network, held_out, teacher.preprocessing), held_out.labels)
 
 
 def _choice(arch: Architecture) -> list[int]:

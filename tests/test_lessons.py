@@ -67,6 +67,21 @@ def test_features_of_other_images_are_refused(teacher, images, tmp_path):
         KeptLessons(teacher, Images(images.source, range(12), 32), tmp_path)
 
 
+def test_features_of_a_teacher_trained_anew_are_refused(teacher, images, tmp_path):
+    KeptLessons(teacher, images, tmp_path)
+    with torch.no_grad():
+        teacher.model.classifier.bias += 1
+    with pytest.raises(RunError, match="the teacher says otherwise"):
+        KeptLessons(teacher, images, tmp_path)
+
+
+def test_a_file_that_is_gone_is_named(teacher, images, tmp_path):
+    KeptLessons(teacher, images, tmp_path)
+    (tmp_path / "logits.f16").unlink()
+    with pytest.raises(RunError, match=r"logits.f16: missing or cut off"):
+        KeptLessons(teacher, images, tmp_path)
+
+
 def test_a_teacher_sees_its_own_resolution(teacher, images):
     wide = Teacher("lite0", teacher.model, teacher.preprocessing, teacher.cuts, image_size=64)
     (small, *_, a), (large, *_, b) = teacher.features(torch.zeros(1, 3, 32, 32)), wide.features(torch.zeros(1, 3, 32, 32))

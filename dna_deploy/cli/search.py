@@ -150,12 +150,12 @@ def _rivals(found: Any, predictor: Any) -> list[dict[str, Any]]:
     space = found.architecture.space
     scores = block_scores(space, load_ratings(found.pick.run.ratings, space.blocks))
     rows = rivalry(space, scores, block_costs(space, predictor))
-    columns = ["score against cost (Kendall tau)", "candidates", "multiply-adds", "parameters", "at equal latency", "spread left"]
+    columns = ["block", "candidates", "MACs", "parameters", "MACs at equal latency", "spread left"]
     shown = [
         [row.block, str(row.candidates), f"{row.macs:.2f}", f"{row.params:.2f}", _two(row.at_equal_cost), _two(row.spread)]
         for row in rows
     ]
-    show("does the score say more than the cost?", columns, shown)
+    show("does the score say more than the cost? Kendall tau of both", columns, shown)
     return [asdict(row) for row in rows]
 
 
