@@ -14,7 +14,7 @@ from dna_deploy.calibrate import Calibration, calibrate, networks_to_train
 from dna_deploy.data import Images, open_source
 from dna_deploy.files import read_json, write_json
 from dna_deploy.progress import say, show
-from dna_deploy.ratings import Rating, load_ratings, save_ratings
+from dna_deploy.ratings import load_ratings, save_ratings
 from dna_deploy.run import Run
 from dna_deploy.search import inherit_and_train, prepare_teacher, splits
 from dna_deploy.space import SearchSpace
@@ -33,7 +33,10 @@ class TrainedNetworks:
 
 
 def calibrate_run(run: Run, space: SearchSpace, count: int) -> Calibration:
-    """Train `count` networks briefly and weigh the blocks' scores by what they reached; networks trained before are kept."""
+    """Train `count` networks briefly and weigh the blocks' scores by what they reached; networks trained before are kept.
+
+    The calibrated scores take over only where they rank networks that were left out better than the score as it was.
+    """
     file = run.folder / "calibration.json"
     networks = networks_to_train(space, count, run.asked.seed)
     known = read_json(file, TrainedNetworks) if file.exists() else TrainedNetworks(BRIEF_EPOCHS, {})
@@ -51,13 +54,19 @@ def calibrate_run(run: Run, space: SearchSpace, count: int) -> Calibration:
     found = calibrate(space, logs, choices, accuracies.tolist())
     about = {name: value for name, value in asdict(found).items() if name != "scores"}
     write_json(file, replace(known, calibration=about))
-    weighed: list[Rating] = []
-    for block, scores in zip(space.blocks, found.scores, strict=True):
-        for rating, score in zip(ratings.get(block.name, []), scores, strict=False):
-            weighed.append(replace(rating, calibrated=float(score)))
-    save_ratings(run.ratings, weighed)
     summed = np.sum([log[choices[:, k]] for k, log in enumerate(logs)], axis=0)
     _show(found, accuracies, summed, networks)
+    better = found.loo_tau > _tau(-summed, accuracies)
+    if not better:
+        say(
+            "the calibration ranks networks it has not seen no better than the score as it was, which is kept; train more of them"
+        )
+    weighed = [
+        replace(rating, calibrated=float(score) if better else None)
+        for block, scores in zip(space.blocks, found.scores, strict=True)
+        for rating, score in zip(ratings.get(block.name, []), scores, strict=False)
+    ]
+    save_ratings(run.ratings, weighed)
     return found
 
 

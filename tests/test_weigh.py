@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from dna_deploy.calibrate import networks_to_train
 from dna_deploy.data import open_source
-from dna_deploy.files import read_json
+from dna_deploy.files import read_json, write_json
 from dna_deploy.plugins import find
 from dna_deploy.ratings import load_ratings
 from dna_deploy.run import Asked, open_run
@@ -48,20 +49,51 @@ def test_features_were_kept(rated):
     assert "features.json" in kept and "logits.f16" in kept and len(kept) == 1 + len(space.blocks)
 
 
-def test_calibrating_trains_networks_once_and_the_scores_follow(rated, monkeypatch):
+def _known(run, space, accuracy):
+    """As if these networks had been trained."""
+    accuracies = {arch.key: accuracy(arch) for arch in networks_to_train(space, 18)}
+    write_json(run.folder / "calibration.json", TrainedNetworks(2, accuracies))
+
+
+def test_a_calibration_that_ranks_better_takes_over(rated):
     run, space = rated
     before = load_ratings(run.ratings, space.blocks)
-    plain = block_scores(space, before)
+    _known(run, space, lambda arch: 0.5 + arch.macs / 1e7)
+    found = calibrate_run(run, space, 18)
+    after = load_ratings(run.ratings, space.blocks)
+    assert found.loo_tau > 0.8
+    for block, expected in zip(space.blocks, found.scores, strict=True):
+        if block.size > 1:
+            np.testing.assert_allclose(block_scores(space, after)[space.blocks.index(block)], expected)
+            assert [row.relative_l1 for row in after[block.name]] == [row.relative_l1 for row in before[block.name]]
+    kept = read_json(run.folder / "calibration.json", TrainedNetworks)
+    assert kept.calibration["loo_tau"] == found.loo_tau and len(kept.accuracies) == 18
+
+
+def test_a_calibration_that_ranks_worse_does_not(rated):
+    run, space = rated
+    before = load_ratings(run.ratings, space.blocks)
+    logs = {name: {row.candidate: np.log(row.relative_l1) for row in rows} for name, rows in before.items()}
+
+    def as_rated(arch):
+        pairs = zip(space.blocks, arch.candidates, strict=True)
+        return 0.5 - 0.1 * sum(logs[block.name][candidate.text] for block, candidate in pairs if block.size > 1)
+
+    _known(run, space, as_rated)
+    calibrate_run(run, space, 18)
+    after = load_ratings(run.ratings, space.blocks)
+    assert all(row.calibrated is None for rows in after.values() for row in rows)
+    for block, scores in zip(space.blocks, block_scores(space, after), strict=True):
+        if block.size > 1:
+            np.testing.assert_allclose(scores, list(logs[block.name].values()))
+
+
+def test_calibrating_trains_each_network_once(rated, monkeypatch):
+    run, space = rated
+    (run.folder / "calibration.json").unlink(missing_ok=True)
     found = calibrate_run(run, space, 8)
     kept = read_json(run.folder / "calibration.json", TrainedNetworks)
     assert len(kept.accuracies) == found.networks == 8 and all(0 <= value <= 1 for value in kept.accuracies.values())
-    assert kept.calibration["loo_tau"] == found.loo_tau
-    after = load_ratings(run.ratings, space.blocks)
-    for block, scores, log in zip(space.blocks, block_scores(space, after), plain, strict=True):
-        if block.size > 1:
-            np.testing.assert_allclose(scores, found.scores[space.blocks.index(block)])
-            assert [row.relative_l1 for row in after[block.name]] == [row.relative_l1 for row in before[block.name]]
-            np.testing.assert_allclose(log, np.log([row.relative_l1 for row in before[block.name]]))
 
     def nothing(*_):
         raise AssertionError("trained again")
