@@ -135,7 +135,10 @@ def _ridge(x: Array, y: Array) -> tuple[float, Array, Array]:
 
 
 def networks_to_train(space: SearchSpace, count: int, seed: int = 0) -> list[Architecture]:
-    """Networks that say most when trained: in every block the cells, and in every layer the ops, are used about equally often."""
+    """Networks that say most when trained: in every block the cells, and in every layer the ops, are used about equally often.
+
+    No two are the same; a space with fewer networks gives what it has.
+    """
     rng = random.Random(seed)
     used: Counter[tuple[tuple[Any, ...], int]] = Counter()
 
@@ -145,8 +148,10 @@ def networks_to_train(space: SearchSpace, count: int, seed: int = 0) -> list[Arc
         used[place] += 1
         return place[1]
 
-    networks = []
-    for _ in range(count):
+    networks: dict[Architecture, None] = {}
+    for _ in range(100 * count):
+        if len(networks) == min(count, space.size):
+            break
         chosen: list[Candidate] = []
         for block in space.blocks:
             arriving = chosen[-1].ops[-1].out_shape if chosen else block.cells[0].layers[0][0].in_shape
@@ -154,5 +159,5 @@ def networks_to_train(space: SearchSpace, count: int, seed: int = 0) -> list[Arc
             cell = fitting[next_of((block.name, arriving), fitting)]
             layers = enumerate(cell.layers)
             chosen.append(Candidate(cell, tuple(next_of((block.name, cell.name, depth), ops) for depth, ops in layers)))
-        networks.append(Architecture(space, tuple(chosen)))
-    return networks
+        networks[Architecture(space, tuple(chosen))] = None
+    return list(networks)

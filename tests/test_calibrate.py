@@ -90,3 +90,9 @@ def test_networks_to_train_try_everything_equally_often():
     assert {depths.count(name) for name in set(depths)} == {6}
     first = [arch.candidates[6].ops[0].label for arch in networks]  # one depth, six ops
     assert {first.count(label) for label in set(first)} == {4}
+
+
+def test_no_network_is_trained_twice(tiny):
+    networks = networks_to_train(tiny, 14)
+    assert len(networks) == len(set(networks)) == 14
+    assert len(networks_to_train(tiny, 40)) == tiny.size == 18

@@ -51,7 +51,7 @@ def test_features_were_kept(rated):
 
 def _known(run, space, accuracy):
     """As if these networks had been trained."""
-    accuracies = {arch.key: accuracy(arch) for arch in networks_to_train(space, 18)}
+    accuracies = {arch.key: accuracy(arch) for arch in networks_to_train(space, 12)}
     write_json(run.folder / "calibration.json", TrainedNetworks(2, accuracies))
 
 
@@ -59,7 +59,7 @@ def test_a_calibration_that_ranks_better_takes_over(rated):
     run, space = rated
     before = load_ratings(run.ratings, space.blocks)
     _known(run, space, lambda arch: 0.5 + arch.macs / 1e7)
-    found = calibrate_run(run, space, 18)
+    found = calibrate_run(run, space, 12)
     after = load_ratings(run.ratings, space.blocks)
     assert found.loo_tau > 0.8
     for block, expected in zip(space.blocks, found.scores, strict=True):
@@ -67,7 +67,7 @@ def test_a_calibration_that_ranks_better_takes_over(rated):
             np.testing.assert_allclose(block_scores(space, after)[space.blocks.index(block)], expected)
             assert [row.relative_l1 for row in after[block.name]] == [row.relative_l1 for row in before[block.name]]
     kept = read_json(run.folder / "calibration.json", TrainedNetworks)
-    assert kept.calibration["loo_tau"] == found.loo_tau and len(kept.accuracies) == 18
+    assert kept.calibration["loo_tau"] == found.loo_tau and len(kept.accuracies) == 12
 
 
 def test_a_calibration_that_ranks_worse_does_not(rated):
@@ -80,7 +80,7 @@ def test_a_calibration_that_ranks_worse_does_not(rated):
         return 0.5 - 0.1 * sum(logs[block.name][candidate.text] for block, candidate in pairs if block.size > 1)
 
     _known(run, space, as_rated)
-    calibrate_run(run, space, 18)
+    calibrate_run(run, space, 12)
     after = load_ratings(run.ratings, space.blocks)
     assert all(row.calibrated is None for rows in after.values() for row in rows)
     for block, scores in zip(space.blocks, block_scores(space, after), strict=True):
