@@ -72,12 +72,12 @@ def measured(name: str, image_size: int, batch: int, steps: int) -> list[Result]
 
         def blocks_alone(x=x, paths=paths, ready=ready):
             optimizer.zero_grad(set_to_none=True)
-            for part, into, target, path in zip(supernet.pieces, [x, *ready[:-1]], ready, paths, strict=True):
+            for part, into, target, (path,) in zip(supernet.pieces, [x, *ready[:-1]], ready, paths, strict=True):
                 noise_to_signal(part(into, path), target).backward()
             optimizer.step()
 
         def published(x=x, paths=paths):
-            for k, (part, path) in enumerate(zip(supernet.pieces, paths, strict=True)):
+            for k, (part, (path,)) in enumerate(zip(supernet.pieces, paths, strict=True)):
                 features = features_up_to(teacher, x, k + 1)
                 optimizer.zero_grad(set_to_none=True)
                 noise_to_signal(part(x if k == 0 else features[k - 1], path), features[k]).backward()

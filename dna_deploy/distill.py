@@ -1,7 +1,7 @@
 """Block-wise distillation: every piece learns to imitate its part of the teacher, all of them in one teacher pass.
 
 Piece k gets the teacher's features k-1 and is trained towards its features k, so the pieces are independent of each
-other (DNA: Li et al., CVPR 2020). One path of each piece is drawn and trained a step.
+other (DNA: Li et al., CVPR 2020). A step trains drawn paths only: one of each piece, or as many as a layer has ops.
 """
 
 import math
@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 
 from dna_deploy.checkpoint import load_checkpoint, save_checkpoint
-from dna_deploy.data import Images, augmented, epoch_batches
+from dna_deploy.data import epoch_batches
 from dna_deploy.errors import MachineError
+from dna_deploy.lessons import Lessons
 from dna_deploy.progress import bar
 from dna_deploy.space import Block, Candidate
-from dna_deploy.supernet import PieceSupernet, Supernet
-from dna_deploy.teacher import Teacher
+from dna_deploy.supernet import Supernet
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Distillation:
     batch: int = 16
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
+    fair: bool = False  # divide each batch among paths that use every op of a layer once (FairNAS: Chu et al., ICCV 2021)
     seed: int = 0
 
 
@@ -39,47 +40,63 @@ def noise_to_signal(y: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return (error / (target.var(dims, correction=0) + 1e-6)).mean()
 
 
-def draw(block: Block, rng: random.Random) -> Candidate:
-    """A path through the block: a cell, then an op for each layer, all equally likely."""
+def draw(block: Block, rng: random.Random, fair: bool = False) -> tuple[Candidate, ...]:
+    """Paths through one cell of the block, all cells and ops equally likely: one path, or `fair` ones.
+
+    These use every op of each layer once; a layer with fewer ops than another repeats some.
+    """
     cell = rng.choice(block.cells)
-    return Candidate(cell, tuple(rng.randrange(len(choices)) for choices in cell.layers))
+    count = max(len(choices) for choices in cell.layers) if fair else 1
+    columns = [_shuffled(len(choices), count, rng) for choices in cell.layers]
+    return tuple(Candidate(cell, choice) for choice in zip(*columns, strict=True))
+
+
+def _shuffled(ops: int, count: int, rng: random.Random) -> list[int]:
+    order: list[int] = []
+    while len(order) < count:
+        order += rng.sample(range(ops), ops)
+    return order[:count]
 
 
 def step(
-    supernet: Supernet, features: Sequence[torch.Tensor], image: torch.Tensor, paths: Sequence[Candidate]
+    supernet: Supernet, features: Sequence[torch.Tensor], image: torch.Tensor, paths: Sequence[Sequence[Candidate]]
 ) -> list[torch.Tensor]:
-    """Forward and backward of one path of each piece, piece by piece, so that only one piece's activations are held.
+    """Forward and backward of each piece's paths, piece by piece, so that only one path's activations are held.
 
-    `features` are the teacher's, one for each piece; `image` is what the first piece gets. Returns the losses.
+    `features` are the teacher's, one for each piece; `image` is what the first piece gets. Several paths of a piece
+    divide the batch among them. Returns the losses, one a piece.
     """
     losses = []
-    for part, into, target, path in zip(supernet.pieces, [image, *features[:-1]], features, paths, strict=True):
-        loss = noise_to_signal(part(into, path), target)
-        loss.backward()  # type: ignore[no-untyped-call]
-        losses.append(loss.detach())
+    for part, into, target, drawn in zip(supernet.pieces, [image, *features[:-1]], features, paths, strict=True):
+        share = min(len(drawn), len(into))
+        total = torch.zeros((), device=into.device)
+        for path, x, y in zip(drawn, into.chunk(share), target.chunk(share), strict=False):
+            loss = noise_to_signal(part(x, path), y) / share
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        losses.append(total)
     return losses
 
 
-def distill(supernet: Supernet, teacher: Teacher, images: Images, how: Distillation, checkpoint: Path) -> None:
+def distill(supernet: Supernet, lessons: Lessons, how: Distillation, checkpoint: Path) -> None:
     """Train the supernet; continues from `checkpoint`, written after every epoch, and leaves the result there."""
     optimizer = torch.optim.AdamW(supernet.parameters(), lr=how.learning_rate, weight_decay=how.weight_decay)
     first = load_checkpoint(checkpoint, supernet, optimizer)
     if first >= how.epochs:
         return
-    steps = len(epoch_batches(len(images), how.batch, how.seed, 0))
-    device = next(supernet.parameters()).device
+    steps = len(epoch_batches(len(lessons), how.batch, how.seed, 0))
     supernet.train()
     with bar("distilling all blocks", how.epochs * steps) as advance:
         advance(first * steps)
         for epoch in range(first, how.epochs):
-            for number, places in enumerate(epoch_batches(len(images), how.batch, how.seed, epoch)):
+            for number, places in enumerate(epoch_batches(len(lessons), how.batch, how.seed, epoch)):
                 at = epoch * steps + number
                 rng = random.Random(f"{how.seed}/{at}")
-                image = teacher.preprocessing(augmented(images.batch(places), how.seed * 1_000_003 + at)).to(device)
-                features = teacher.features(image)
+                image, features = lessons.batch(places, how.seed * 1_000_003 + at)
                 set_rate(optimizer, how.learning_rate, at / (how.epochs * steps))
                 optimizer.zero_grad(set_to_none=True)
-                losses = step(supernet, features, image, [draw(part.piece.block, rng) for part in supernet.pieces])
+                paths = [draw(part.piece.block, rng, how.fair) for part in supernet.pieces]
+                losses = step(supernet, features, image, paths)
                 if not all(math.isfinite(loss) for loss in losses):
                     raise MachineError(
                         f"distillation diverged in epoch {epoch + 1}: losses {[f'{loss:.3g}' for loss in losses]}; "
@@ -96,7 +113,3 @@ def set_rate(optimizer: torch.optim.Optimizer, peak: float, done: float) -> None
     fall = 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2
     for group in optimizer.param_groups:
         group["lr"] = peak * min(rise, fall)
-
-
-def _parts(supernet: Supernet) -> list[PieceSupernet]:
-    return [part for part in supernet.parts if isinstance(part, PieceSupernet)]

@@ -20,6 +20,10 @@ class Rating:
     candidate: str
     relative_l1: float  # mean |Y - Y'| / std(Y)
     noise_to_signal: float  # mean over channels of the squared error over the variance
+    replace_one: float | None = None  # KL of a whole network with it from the teacher's classes, where that was asked for
+    calibrated: float | None = (
+        None  # the score weighed by what trained networks reached, where that was asked for; lower is better
+    )
 
 
 def save_ratings(path: Path, ratings: Sequence[Rating]) -> None:

@@ -5,7 +5,9 @@ runs/NAME/                 one teacher, data set and space; serves every device 
     split.json             which images train, rate and test
     teacher.safetensors    the teacher as it teaches, and its accuracy in teacher.json
     supernet.safetensors   the block-wise trained candidates
+    features/              the teacher's features, where they are kept
     ratings.jsonl          how well each candidate imitates its part of the teacher
+    calibration.json       what the networks reached that weigh the scores, where that was asked for
     DEVICE-BUDGET/         one network found; DEVICE-BUDGET+DEVICE-BUDGET/ for several devices at once
         architecture.json  pick.json  front.csv  front.png  top.csv
         student.safetensors  student.json
@@ -40,6 +42,7 @@ class Asked:
     distill_batch: int
     rating_images: int
     seed: int
+    keep_features: bool = False  # the teacher's, computed once and read from disk; images are not augmented then
     schema: str = "dna-deploy/run/1"
 
 

@@ -67,6 +67,7 @@ def rate_all(run: Run, source: Source, space: SearchSpace) -> None:
     """Fine-tune the teacher where its classes differ, train all blocks under it, rate every candidate."""
     from dna_deploy.checkpoint import save_checkpoint
     from dna_deploy.distill import Distillation, distill
+    from dna_deploy.lessons import KeptLessons, Lessons
     from dna_deploy.rate import rate
     from dna_deploy.supernet import Supernet
     from dna_deploy.warm import warm_start
@@ -81,11 +82,13 @@ def rate_all(run: Run, source: Source, space: SearchSpace) -> None:
     say(f"{started} of {ops} ops start from the teacher's layers of their shape")
     supernet.to(_device())
     images = Images(source, parts.train, asked.image_size)
+    features = run.folder / "features"
+    lessons = KeptLessons(teacher, images, features) if asked.keep_features else Lessons(teacher, images)
     how = Distillation(epochs=asked.distill_epochs, batch=asked.distill_batch, seed=asked.seed)
-    distill(supernet, teacher, images, how, run.supernet)
-    held_out = Images(source, parts.held_out, asked.image_size)
+    distill(supernet, lessons, how, run.supernet)
+    held_out = Lessons(teacher, Images(source, parts.held_out, asked.image_size))
     places = np.random.default_rng(asked.seed).permutation(len(held_out))[: asked.rating_images]
-    ratings = rate(supernet, teacher, held_out, places.tolist())
+    ratings = rate(supernet, held_out, places.tolist())
     save_checkpoint(run.supernet, supernet, None, asked.distill_epochs)  # finished: the optimizer's state may go
     save_ratings(run.ratings, ratings)
 
@@ -138,10 +141,18 @@ def prepare_teacher(run: Run, source: Source, parts: Split, space: SearchSpace) 
 
 
 def block_scores(space: SearchSpace, ratings: dict[str, list[Rating]]) -> list[np.ndarray[Any, Any]]:
-    """The additive score: the logarithm of each candidate's relative L1, zero for blocks without a choice."""
+    """The additive score: calibrated where the run is, else the logarithm of each candidate's relative L1.
+
+    Blocks without a choice score zero.
+    """
+    every = [rating for block in ratings.values() for rating in block]
+    calibrated = all(rating.calibrated is not None for rating in every)
+
+    def score(rating: Rating) -> float:
+        return rating.calibrated if calibrated and rating.calibrated is not None else math.log(max(rating.relative_l1, 1e-9))
+
     return [
-        np.log([max(rating.relative_l1, 1e-9) for rating in ratings[block.name]]) if block.size > 1 else np.zeros(1)
-        for block in space.blocks
+        np.array([score(rating) for rating in ratings[block.name]]) if block.size > 1 else np.zeros(1) for block in space.blocks
     ]
 
 

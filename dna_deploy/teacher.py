@@ -31,12 +31,17 @@ class Place:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen network in eval mode. `cuts` says behind which module each block of the space but the last ends."""
+    """A frozen network in eval mode. `cuts` says behind which module each block of the space but the last ends.
+
+    `image_size` is the side of the images it was trained on; smaller ones are enlarged for it. A teacher that sees more
+    pixels than its students has features of their size further back, where they are worth more.
+    """
 
     name: str
     model: "nn.Module"
     preprocessing: Preprocessing
     cuts: "tuple[Place | None, ...]"
+    image_size: int | None = None
 
     @property
     def padding(self) -> str:
@@ -53,6 +58,8 @@ class Teacher:
         """What is to be imitated, from one forward pass: the output of each cut, and the logits last."""
         import torch
 
+        if self.image_size is not None and x.shape[-1] != self.image_size:
+            x = torch.nn.functional.interpolate(x, size=(self.image_size, self.image_size), mode="bilinear")
         found: dict[str, torch.Tensor] = {}
         names = [cut.name for cut in self.cuts if cut is not None]
         with torch.no_grad(), _watching(self.model, names, found):

@@ -22,12 +22,13 @@ ROWS = [  # design.md, from the bottom up; a module may import from rows below i
     {"predictor", "measure", "data", "placement", "locate"},
     {"budget"},
     {"teacher", "checkpoint", "verify"},
-    {"supernet", "derived", "ranges"},
+    {"supernet", "derived", "ranges", "lessons", "calibrate", "rivals"},
     {"distill", "rate", "precision", "quantize", "warm"},
     {"train", "run"},
     {"original", "bundle"},
     {"on_device"},
     {"profile", "search", "export", "own_model"},
+    {"weigh"},
     {"cli"},
 ]
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}

@@ -12,8 +12,9 @@ from dna_deploy.checkpoint import load_checkpoint, save_checkpoint
 from dna_deploy.data import Images, Preprocessing, open_source, split
 from dna_deploy.distill import Distillation, distill, draw, noise_to_signal, step
 from dna_deploy.errors import MachineError, RunError, TeacherError
+from dna_deploy.lessons import Lessons
 from dna_deploy.plugins import find
-from dna_deploy.rate import frozen_statistics, outputs, rate, scores
+from dna_deploy.rate import frozen_statistics, outputs, rate, replace_one, scores
 from dna_deploy.supernet import Supernet, pieces
 from dna_deploy.teacher import Place, Teacher, create, cut
 
@@ -78,7 +79,7 @@ def test_one_step_trains_the_drawn_paths_only(tiny, teacher, supernet):
     paths = [draw(part.piece.block, random.Random(3)) for part in supernet.pieces]
     losses = step(supernet, teacher.features(x), x, paths)
     assert len(losses) == 4 and all(torch.isfinite(loss) for loss in losses)
-    for part, path in zip(supernet.pieces, paths, strict=True):
+    for part, (path,) in zip(supernet.pieces, paths, strict=True):
         drawn = {id(w) for depth, op in enumerate(part.piece.ops(path)) for w in part.op(depth, op).parameters()}
         for weight in part.ops.parameters():
             assert (weight.grad is not None) == (id(weight) in drawn)
@@ -87,7 +88,37 @@ def test_one_step_trains_the_drawn_paths_only(tiny, teacher, supernet):
 
 def test_drawing_reaches_every_candidate(tiny):
     rng = random.Random(0)
-    assert {draw(tiny.blocks[1], rng) for _ in range(300)} == set(tiny.blocks[1].candidates)
+    assert {path for _ in range(300) for path in draw(tiny.blocks[1], rng)} == set(tiny.blocks[1].candidates)
+
+
+def test_fair_paths_use_every_op_of_a_layer_once(tiny):
+    rng = random.Random(0)
+    for _ in range(20):
+        paths = draw(tiny.blocks[2], rng, fair=True)
+        assert sorted(path.choice[0] for path in paths) == [0, 1, 2]
+        paths = draw(tiny.blocks[1], rng, fair=True)
+        assert len({path.cell for path in paths}) == 1
+        assert all(sorted(column) == [0, 1] for column in zip(*(path.choice for path in paths), strict=True))
+
+
+def test_fair_paths_divide_the_batch(tiny, teacher, supernet):
+    """The gradient is the mean over the paths, each on its own share of the images."""
+    torch.manual_seed(0)
+    x = torch.randn(6, 3, 32, 32)
+    features = teacher.features(x)
+    paths = [draw(part.piece.block, random.Random(0), fair=True) for part in supernet.pieces]
+    losses = step(supernet, features, x, paths)
+    part, drawn = supernet.pieces[2], paths[2]
+    into, target = features[1], features[2]
+    found = {name: weight.grad.clone() for name, weight in part.named_parameters() if weight.grad is not None}
+    part.zero_grad(set_to_none=True)
+    alone = [noise_to_signal(part(into[2 * k : 2 * k + 2], drawn[k]), target[2 * k : 2 * k + 2]) for k in range(3)]
+    mean = torch.stack(alone).mean()
+    mean.backward()
+    assert float(losses[2]) == pytest.approx(mean.item(), rel=1e-5)
+    for name, weight in part.named_parameters():
+        if weight.grad is not None:
+            torch.testing.assert_close(found[name], weight.grad, rtol=1e-3, atol=1e-5)
 
 
 def test_distillation_learns_and_an_interrupted_one_ends_the_same(tiny, teacher, images, tmp_path):
@@ -98,29 +129,30 @@ def test_distillation_learns_and_an_interrupted_one_ends_the_same(tiny, teacher,
     how = Distillation(epochs=4, batch=16)
     whole = fresh()
     before = _loss(whole, teacher, images)
-    distill(whole, teacher, images, how, tmp_path / "whole.safetensors")
+    distill(whole, Lessons(teacher, images), how, tmp_path / "whole.safetensors")
     assert _loss(whole, teacher, images) < 0.7 * before
 
     stopped = fresh()
     with pytest.raises(KeyboardInterrupt):
-        distill(stopped, _Interrupting(teacher, after=7), images, how, tmp_path / "parts.safetensors")
+        distill(stopped, _Interrupting(teacher, images, after=7), how, tmp_path / "parts.safetensors")
     resumed = fresh()
-    distill(resumed, teacher, images, how, tmp_path / "parts.safetensors")
+    distill(resumed, Lessons(teacher, images), how, tmp_path / "parts.safetensors")
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
 
 
-class _Interrupting:
-    """The teacher, until someone presses Ctrl-C."""
+class _Interrupting(Lessons):
+    """Lessons until someone presses Ctrl-C."""
 
-    def __init__(self, teacher, after):
-        self.teacher, self.left, self.preprocessing = teacher, after, teacher.preprocessing
+    def __init__(self, teacher, images, after):
+        super().__init__(teacher, images)
+        self.left = after
 
-    def features(self, x):
+    def batch(self, places, augmentation=None):
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
-        return self.teacher.features(x)
+        return super().batch(places, augmentation)
 
 
 def _loss(supernet, teacher, images):
@@ -138,12 +170,12 @@ def _loss(supernet, teacher, images):
 def test_features_that_are_not_finite_stop_the_training(tiny, teacher, supernet, images, tmp_path):
     teacher.model.get_submodule("blocks.1.1.bn3").bias.fill_(float("nan"))
     with pytest.raises(MachineError, match="diverged in epoch 1"):
-        distill(supernet, teacher, images, Distillation(epochs=1, batch=16), tmp_path / "c.safetensors")
+        distill(supernet, Lessons(teacher, images), Distillation(epochs=1, batch=16), tmp_path / "c.safetensors")
 
 
 def test_sharing_beginnings_gives_the_scores_of_each_candidate_alone(supernet, teacher, images):
     places = range(24)
-    ratings = {(r.block, r.candidate): r for r in rate(supernet, teacher, images, places, batch=24)}
+    ratings = {(r.block, r.candidate): r for r in rate(supernet, Lessons(teacher, images), places, batch=24)}
     x = teacher.preprocessing(images.batch(places))
     features = teacher.features(x)
     supernet.train()
@@ -172,9 +204,27 @@ def test_each_shared_beginning_is_computed_once(supernet):
 
 def test_rating_leaves_the_running_statistics_alone(supernet, teacher, images):
     before = {name: value.clone() for name, value in supernet.state_dict().items()}
-    rate(supernet, teacher, images, range(8), batch=8)
+    rate(supernet, Lessons(teacher, images), range(8), batch=8)
     assert all(torch.equal(before[name], value) for name, value in supernet.state_dict().items())
     assert all(m.track_running_stats for m in supernet.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_replacing_one_block_is_the_divergence_of_that_whole_network(tiny, teacher, supernet, images):
+    lessons, places = Lessons(teacher, images), range(12)
+    reference = sample(tiny, random.Random(1))
+    found = replace_one(supernet, lessons, reference, places, batch=12)
+    assert len(found) == tiny.blocks[1].size + tiny.blocks[2].size
+    x, features = lessons.batch(places)
+    p = features[-1].double().softmax(1)
+    supernet.train()
+    with torch.no_grad(), frozen_statistics(supernet):
+        for at, candidate in ((1, tiny.blocks[1].candidates[4]), (2, tiny.blocks[2].candidates[0])):
+            network = [*reference.candidates[:at], candidate, *reference.candidates[at + 1 :]]
+            y = x
+            for part, own in zip(supernet.pieces, network, strict=True):
+                y = part(y, own)
+            expected = float((p * (p.log() - y.double().log_softmax(1))).sum(1).mean())
+            assert found[tiny.blocks[at].name, candidate.text] == pytest.approx(expected, rel=1e-3)
 
 
 def test_scores_by_hand():

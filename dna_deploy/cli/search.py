@@ -59,7 +59,14 @@ if TYPE_CHECKING:
 @click.option("--teacher-epochs", type=POSITIVE, default=4, help="Fine-tuning of the teacher where its classes differ.")
 @click.option("--distill-epochs", type=POSITIVE, default=4, help="Block-wise training of all candidates.")
 @click.option("--distill-batch", type=POSITIVE, default=16, help="Its batch size.")
+@click.option("--keep-features", is_flag=True, help="Compute the teacher's features once, onto disk; no augmentation then.")
 @click.option("--rating-images", type=POSITIVE, default=128, help="Held-out images every candidate is rated on.")
+@click.option(
+    "--calibrate", type=click.IntRange(min=8), help="Train so many networks briefly and weigh the scores by them; 20-40."
+)
+@click.option(
+    "--replace-one", is_flag=True, help="Also rate every candidate inside the whole network found; about 3 x the rating."
+)
 @click.option("--epochs", type=POSITIVE, default=8, help="Training of the found network.")
 @click.option("--seed", default=0, help="Of everything random.")
 @click.option("--train/--no-train", "trained", default=True, help="Train the found network, or only pick it.")
@@ -87,7 +94,10 @@ def main(
     teacher_epochs: int,
     distill_epochs: int,
     distill_batch: int,
+    keep_features: bool,
     rating_images: int,
+    calibrate: int | None,
+    replace_one: bool,
     epochs: int,
     seed: int,
     trained: bool,
@@ -102,6 +112,7 @@ def main(
     from dna_deploy.progress import say, show
     from dna_deploy.run import Asked, Student
     from dna_deploy.search import finish, search
+    from dna_deploy.weigh import calibrate_run, replace_one_run
 
     asked = Asked(
         teacher=teacher,
@@ -116,9 +127,16 @@ def main(
         distill_batch=distill_batch,
         rating_images=rating_images,
         seed=seed,
+        keep_features=keep_features,
     )
     wanted = Wanted(macs, params, file_size, memory, pins, bans, top, diverse)
-    found = search(asked, name, _wishes(latencies, device, confidence), measure_top, wanted)
+    wishes = _wishes(latencies, device, confidence)
+    found = search(asked, name, wishes, measure_top, wanted)
+    if calibrate:
+        calibrate_run(found.pick.run, found.architecture.space, calibrate)
+        found = search(asked, name, wishes, measure_top, wanted)  # picks again, now by the calibrated scores
+    if replace_one:
+        replace_one_run(found.pick.run, found.architecture, rating_images)
     picked = found.picked
     predictor, budget_ms = found.budgets[0].predictor, picked.budget_ms
     say(f"{found.architecture.text}")
@@ -134,6 +152,7 @@ def main(
         say(f"{number}. best: {other.text}")
     for budget in found.budgets:
         _account(budget.predictor, found.architecture)
+    rivals = _rivals(found, predictor)
     student: Student | None = finish(found, predictor, epochs) if trained else None
     rows = [["budget", f"{budget_ms:g} ms"], ["predicted", f"{picked.predicted_ms:.3g} ms"]]
     if student is not None and student.measured_ms is not None:
@@ -167,6 +186,7 @@ def main(
         "score": picked.score,
         "bound": picked.bound,
         "top": [other.text for other in found.top],
+        "rivals": rivals,
         "test_accuracy": student.test_accuracy if student else None,
         "teacher_test_accuracy": student.teacher_test_accuracy if student else None,
     }
@@ -227,6 +247,32 @@ def _tried(picked: "Picked") -> None:
         rows.append([*row, "fits" if tried.fits else "too slow"])
     show("candidates", [*columns, ""], rows)
     say(f"{len(picked.tried)} measured: {picked.tried_ended}")
+
+
+def _rivals(found: Any, predictor: Any) -> list[dict[str, Any]]:
+    """Beside the score what the cost alone would have said, block by block."""
+    from dataclasses import asdict
+
+    from dna_deploy.budget import block_costs
+    from dna_deploy.progress import show
+    from dna_deploy.ratings import load_ratings
+    from dna_deploy.rivals import rivalry
+    from dna_deploy.search import block_scores
+
+    space = found.architecture.space
+    scores = block_scores(space, load_ratings(found.pick.run.ratings, space.blocks))
+    rows = rivalry(space, scores, block_costs(space, predictor))
+    columns = ["block", "candidates", "MACs", "parameters", "MACs at equal latency", "spread left"]
+    shown = [
+        [row.block, str(row.candidates), f"{row.macs:.2f}", f"{row.params:.2f}", _two(row.at_equal_cost), _two(row.spread)]
+        for row in rows
+    ]
+    show("does the score say more than the cost? Kendall tau of both", columns, shown)
+    return [asdict(row) for row in rows]
+
+
+def _two(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _account(predictor: "LatencyPredictor", architecture: "Architecture") -> None:

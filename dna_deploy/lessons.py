@@ -1,0 +1,125 @@
+"""What the blocks learn from: batches of images with the teacher's features for them, computed as they come or kept on disk.
+
+The teacher's pass costs about as much as the training of the blocks. Where the images are not augmented its features
+are the same in every epoch, and in every experiment, so they are computed once and read from then on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from dna_deploy.data import Images, augmented
+from dna_deploy.errors import RunError
+from dna_deploy.files import disk_errors, read_json, write_json
+from dna_deploy.progress import bar
+from dna_deploy.teacher import Teacher
+
+CHUNK = 256  # images between two marks of how far the computing came
+
+
+class Lessons:
+    """Images and the teacher's features for them, computed for each batch."""
+
+    def __init__(self, teacher: Teacher, images: Images) -> None:
+        self.teacher, self.images = teacher, images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, places: Sequence[int], augmentation: int | None = None) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The images at these places as the teacher takes them, and its features, one a piece.
+
+        `augmentation` is the seed of it; None leaves the images as they are.
+        """
+        pixels = self.images.batch(places)
+        image = self._image(pixels if augmentation is None else augmented(pixels, augmentation))
+        return image, self.teacher.features(image)
+
+    def _image(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.teacher.preprocessing(pixels).to(next(self.teacher.model.parameters()).device)
+
+
+class KeptLessons(Lessons):
+    """The same from features kept in `folder` as float16, one memory-mapped file a cut; an interrupted pass goes on.
+
+    Images are never augmented: `batch` does not use the seed.
+    """
+
+    def __init__(self, teacher: Teacher, images: Images, folder: Path) -> None:
+        super().__init__(teacher, images)
+        self.folder = folder
+        self.names = [*(cut.name for cut in teacher.cuts if cut is not None), "logits"]
+        self._kept = self._prepare()
+
+    def batch(self, places: Sequence[int], augmentation: int | None = None) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        image = self._image(self.images.batch(places))
+        order = np.asarray(places)
+        return image, [_loaded(kept[order]).to(image.device) for kept in self._kept]
+
+    def _prepare(self) -> "list[np.memmap[Any, Any]]":
+        first = [_stored(feature) for feature in super().batch([0])[1]]
+        shapes = [list(feature.shape[1:]) for feature in first]
+        wanted = _Contents(self.teacher.name, dict(zip(self.names, shapes, strict=True)), len(self), 0)
+        mark = self.folder / "features.json"
+        kept = read_json(mark, _Contents) if mark.exists() else wanted
+        if not kept.serves(wanted):
+            raise RunError(f"{self.folder}: features of {kept.images} images under {kept.teacher}; give another folder")
+        if kept.done < len(self):
+            with disk_errors(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._compute(kept, mark)
+        found = [self._open(name, wanted.shapes[name], "r") for name in self.names]
+        if not np.allclose(found[-1][0], first[-1][0], rtol=1e-2, atol=1e-2):
+            raise RunError(f"{self.folder}: the teacher says otherwise of the first image now; give another folder")
+        return found
+
+    def _compute(self, kept: "_Contents", mark: Path) -> None:
+        if list(kept.shapes) != self.names:
+            raise RunError(f"{self.folder}: begun with features {', '.join(kept.shapes)}; finish it with the same ones")
+        files = [self._open(name, kept.shapes[name], "r+" if kept.done else "w+") for name in self.names]
+        with bar("the teacher's features", len(self)) as advance:
+            advance(kept.done)
+            for first in range(kept.done, len(self), CHUNK):
+                places = range(first, min(first + CHUNK, len(self)))
+                for file, feature in zip(files, super().batch(places)[1], strict=True):
+                    file[first : places.stop] = _stored(feature)
+                    file.flush()
+                write_json(mark, replace(kept, done=places.stop))
+                advance(len(places))
+
+    def _open(self, name: str, shape: list[int], mode: Literal["r", "r+", "w+"]) -> "np.memmap[Any, Any]":
+        file = self.folder / f"{name}.f16"
+        try:
+            return np.memmap(file, np.float16, mode, shape=(len(self), *shape))
+        except (FileNotFoundError, ValueError) as error:
+            raise RunError(f"{file}: missing or cut off ({error}); delete {self.folder} and run again") from error
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What lies in the folder: the shape of one image's features by name, and for how many images they are done."""
+
+    teacher: str
+    shapes: dict[str, list[int]]
+    images: int
+    done: int
+    schema: str = "dna-deploy/features/1"
+
+    def serves(self, wanted: "_Contents") -> bool:
+        same = (self.teacher, self.images) == (wanted.teacher, wanted.images)
+        return same and all(self.shapes.get(name) == shape for name, shape in wanted.shapes.items())
+
+
+def _stored(feature: torch.Tensor) -> "np.ndarray[Any, Any]":
+    """(N, C, H, W) or (N, classes) as float16, channels last, which is how it is read back."""
+    array: np.ndarray[Any, Any] = (feature.permute(0, 2, 3, 1) if feature.ndim == 4 else feature).half().cpu().numpy()
+    return array
+
+
+def _loaded(array: "np.ndarray[Any, Any]") -> torch.Tensor:
+    found = torch.from_numpy(array).float()
+    return found.permute(0, 3, 1, 2) if found.ndim == 4 else found

@@ -1,0 +1,138 @@
+"""Further scores for the candidates of a run that is rated: calibrated on a few trained networks, or in a whole network.
+
+Both are kept in the run's ratings, so that picking again, for any device and budget, uses them without training.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from dna_deploy.arch import Architecture
+from dna_deploy.calibrate import Calibration, calibrate, networks_to_train
+from dna_deploy.data import Images, open_source
+from dna_deploy.files import read_json, write_json
+from dna_deploy.progress import say, show
+from dna_deploy.ratings import load_ratings, save_ratings
+from dna_deploy.run import Run
+from dna_deploy.search import inherit_and_train, prepare_teacher, splits
+from dna_deploy.space import SearchSpace
+
+BRIEF_EPOCHS = 2  # of training for a network that is only there to calibrate
+
+
+@dataclass(frozen=True)
+class TrainedNetworks:
+    """Accuracy on the held-out images by network, each trained from its block weights; the last calibration on them."""
+
+    epochs: int
+    accuracies: dict[str, float]
+    calibration: dict[str, Any] | None = None
+    schema: str = "dna-deploy/calibration/1"
+
+
+def calibrate_run(run: Run, space: SearchSpace, count: int) -> Calibration:
+    """Train `count` networks briefly and weigh the blocks' scores by what they reached; networks trained before are kept.
+
+    The calibrated scores take over only where they rank networks that were left out better than the score as it was.
+    """
+    file = run.folder / "calibration.json"
+    networks = networks_to_train(space, count, run.asked.seed)
+    known = read_json(file, TrainedNetworks) if file.exists() else TrainedNetworks(BRIEF_EPOCHS, {})
+    missing = [arch for arch in networks if arch.key not in known.accuracies]
+    for arch, accuracy in _trained(run, space, missing, known.epochs):
+        known = replace(known, accuracies={**known.accuracies, arch.key: accuracy})
+        write_json(file, known)
+    ratings = load_ratings(run.ratings, space.blocks)
+    logs = [
+        np.log([max(rating.relative_l1, 1e-9) for rating in ratings[block.name]]) if block.size > 1 else np.zeros(1)
+        for block in space.blocks
+    ]
+    choices = np.array([_choice(arch) for arch in networks])
+    accuracies = np.array([known.accuracies[arch.key] for arch in networks])
+    found = calibrate(space, logs, choices, accuracies.tolist())
+    about = {name: value for name, value in asdict(found).items() if name != "scores"}
+    write_json(file, replace(known, calibration=about))
+    summed = np.sum([log[choices[:, k]] for k, log in enumerate(logs)], axis=0)
+    _show(found, accuracies, summed, networks)
+    better = found.loo_tau > _tau(-summed, accuracies)
+    if not better:
+        say(
+            "the calibration ranks networks it has not seen no better than the score as it was, which is kept; train more of them"
+        )
+    weighed = [
+        replace(rating, calibrated=float(score) if better else None)
+        for block, scores in zip(space.blocks, found.scores, strict=True)
+        for rating, score in zip(ratings.get(block.name, []), scores, strict=False)
+    ]
+    save_ratings(run.ratings, weighed)
+    return found
+
+
+def replace_one_run(run: Run, reference: Architecture, images: int) -> None:
+    """Put every candidate into the whole `reference` network, on held-out images; kept as `replace_one` in the ratings."""
+    from dna_deploy.checkpoint import load_checkpoint
+    from dna_deploy.lessons import Lessons
+    from dna_deploy.rate import replace_one
+    from dna_deploy.supernet import Supernet
+
+    space = reference.space
+    source = open_source(run.asked.data, run.asked.data_root)
+    parts = splits(run, source)
+    teacher = prepare_teacher(run, source, parts, space)
+    supernet = Supernet(space, teacher)
+    load_checkpoint(run.supernet, supernet)
+    supernet.to(next(teacher.model.parameters()).device)
+    held_out = Lessons(teacher, Images(source, parts.held_out, run.asked.image_size))
+    places = np.random.default_rng(run.asked.seed).permutation(len(held_out))[:images]
+    found = replace_one(supernet, held_out, reference, places.tolist())
+    ratings = load_ratings(run.ratings, space.blocks)
+    rows = [replace(rating, replace_one=found[rating.block, rating.candidate]) for block in ratings.values() for rating in block]
+    save_ratings(run.ratings, rows)
+    agreement = [
+        [name, f"{_tau([row.relative_l1 for row in block], [found[name, row.candidate] for row in block]):.2f}"]
+        for name, block in ratings.items()
+    ]
+    show("replace-one against relative L1", ["block", "Kendall tau"], agreement)
+
+
+def _trained(run: Run, space: SearchSpace, networks: Sequence[Architecture], epochs: int) -> Iterator[tuple[Architecture, float]]:
+    """Each network with its accuracy after a brief training, on images that neither train nor test."""
+    from dna_deploy.train import accuracy, logits_of
+
+    if not networks:
+        return
+    source = open_source(run.asked.data, run.asked.data_root)
+    parts = splits(run, source)
+    teacher = prepare_teacher(run, source, parts, space)
+    held_out = Images(source, parts.held_out, run.asked.image_size)
+    say(f"calibrating: training {len(networks)} networks for {epochs} epochs each")
+    for arch in networks:
+        partial = run.folder / "calibration-training.safetensors"
+        partial.unlink(missing_ok=True)  # it may be of another network; a brief training is not worth resuming
+        network = inherit_and_train(run, source, parts, teacher, arch, epochs, partial)
+        partial.unlink(missing_ok=True)
+        yield arch, accuracy(logits_of(network, held_out, teacher.preprocessing), held_out.labels)
+
+
+def _choice(arch: Architecture) -> list[int]:
+    pairs = zip(arch.space.blocks, arch.candidates, strict=True)
+    return [block.candidates.index(candidate) for block, candidate in pairs]
+
+
+def _show(found: Calibration, accuracies: Any, summed: Any, networks: Sequence[Architecture]) -> None:
+    rows = [
+        ["score as it was", f"{_tau(-summed, accuracies):.2f}"],
+        ["multiply-adds alone", f"{_tau([arch.macs for arch in networks], accuracies):.2f}"],
+        ["parameters alone", f"{_tau([arch.params for arch in networks], accuracies):.2f}"],
+        ["calibrated, each network predicted from the others", f"{found.loo_tau:.2f}"],
+    ]
+    title = f"rank correlation with the accuracy of {found.networks} trained networks"
+    show(title, ["", "Kendall tau"], rows)
+
+
+def _tau(a: Any, b: Any) -> float:
+    from scipy.stats import kendalltau
+
+    return float(kendalltau(a, b)[0])

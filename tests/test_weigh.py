@@ -1,0 +1,116 @@
+"""A rated run gets further scores: networks are trained once, the pick follows, and nothing else is touched."""
+
+import numpy as np
+import pytest
+
+from dna_deploy.calibrate import networks_to_train
+from dna_deploy.data import open_source
+from dna_deploy.files import read_json, write_json
+from dna_deploy.plugins import find
+from dna_deploy.ratings import load_ratings
+from dna_deploy.run import Asked, open_run
+from dna_deploy.search import block_scores, rate_all
+from dna_deploy.weigh import TrainedNetworks, calibrate_run, replace_one_run
+from tests.conftest import TINY
+
+
+@pytest.fixture(scope="module")
+def rated(tmp_path_factory):
+    """A run of the smallest space on 160 digits."""
+    folder = tmp_path_factory.mktemp("weigh")
+    digits = open_source("digits")
+    for index in [place for place, label in enumerate(digits.labels) if label < 4][:160]:
+        file = folder / "data" / str(digits.labels[index]) / f"{index}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        digits.open(index).save(file)
+    asked = Asked(
+        teacher="tf_efficientnet_lite0",
+        teacher_weights=None,
+        cut=[],
+        data=str(folder / "data"),
+        data_root=None,
+        space=TINY,
+        image_size=32,
+        teacher_epochs=1,
+        distill_epochs=1,
+        distill_batch=16,
+        rating_images=16,
+        seed=0,
+        keep_features=True,
+    )
+    run, space = open_run(str(folder / "run"), asked), find("spaces", TINY).at(32, 4)
+    rate_all(run, open_source(asked.data), space)
+    return run, space
+
+
+def test_features_were_kept(rated):
+    run, space = rated
+    kept = sorted(file.name for file in (run.folder / "features").iterdir())
+    assert "features.json" in kept and "logits.f16" in kept and len(kept) == 1 + len(space.blocks)
+
+
+def _known(run, space, accuracy):
+    """As if these networks had been trained."""
+    accuracies = {arch.key: accuracy(arch) for arch in networks_to_train(space, 12)}
+    write_json(run.folder / "calibration.json", TrainedNetworks(2, accuracies))
+
+
+def test_a_calibration_that_ranks_better_takes_over(rated):
+    run, space = rated
+    before = load_ratings(run.ratings, space.blocks)
+    _known(run, space, lambda arch: 0.5 + arch.macs / 1e7)
+    found = calibrate_run(run, space, 12)
+    after = load_ratings(run.ratings, space.blocks)
+    assert found.loo_tau > 0.8
+    for block, expected in zip(space.blocks, found.scores, strict=True):
+        if block.size > 1:
+            np.testing.assert_allclose(block_scores(space, after)[space.blocks.index(block)], expected)
+            assert [row.relative_l1 for row in after[block.name]] == [row.relative_l1 for row in before[block.name]]
+    kept = read_json(run.folder / "calibration.json", TrainedNetworks)
+    assert kept.calibration["loo_tau"] == found.loo_tau and len(kept.accuracies) == 12
+
+
+def test_a_calibration_that_ranks_worse_does_not(rated):
+    run, space = rated
+    before = load_ratings(run.ratings, space.blocks)
+    logs = {name: {row.candidate: np.log(row.relative_l1) for row in rows} for name, rows in before.items()}
+
+    def as_rated(arch):
+        pairs = zip(space.blocks, arch.candidates, strict=True)
+        return 0.5 - 0.1 * sum(logs[block.name][candidate.text] for block, candidate in pairs if block.size > 1)
+
+    _known(run, space, as_rated)
+    calibrate_run(run, space, 12)
+    after = load_ratings(run.ratings, space.blocks)
+    assert all(row.calibrated is None for rows in after.values() for row in rows)
+    for block, scores in zip(space.blocks, block_scores(space, after), strict=True):
+        if block.size > 1:
+            np.testing.assert_allclose(scores, list(logs[block.name].values()))
+
+
+def test_calibrating_trains_each_network_once(rated, monkeypatch):
+    run, space = rated
+    (run.folder / "calibration.json").unlink(missing_ok=True)
+    found = calibrate_run(run, space, 8)
+    kept = read_json(run.folder / "calibration.json", TrainedNetworks)
+    assert len(kept.accuracies) == found.networks == 8 and all(0 <= value <= 1 for value in kept.accuracies.values())
+
+    def nothing(*_):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("dna_deploy.weigh.inherit_and_train", nothing)
+    assert calibrate_run(run, space, 8).loo_tau == found.loo_tau
+
+
+def test_replacing_one_is_kept_beside_the_other_scores(rated):
+    from dna_deploy.arch import Architecture
+
+    run, space = rated
+    before = load_ratings(run.ratings, space.blocks)
+    replace_one_run(run, Architecture(space, tuple(block.candidates[0] for block in space.blocks)), images=16)
+    after = load_ratings(run.ratings, space.blocks)
+    for name, rows in after.items():
+        assert all(row.replace_one > 0 for row in rows)
+        assert [row.relative_l1 for row in rows] == [row.relative_l1 for row in before[name]]
+    own = [rows[0].replace_one for rows in after.values()]  # the reference itself, seen from each block
+    assert own[0] == pytest.approx(own[1], rel=1e-4)
