@@ -86,8 +86,8 @@ def export(
         last = there or links[-1]
         place = f"{last.file or path}: step {last.step}"
         raise CheckFailed(f"{place} is not the network it was made from: {'; '.join(failures(last))}")
-    if output is None:
-        _pack(original, exporter, options, path)
+    if output is None and not_run is None:
+        _pack(original, exporter, options, path, made)
     return Exported(path, verification)
 
 
@@ -108,10 +108,10 @@ def _first_bad(original: Original, before: Step, step: Step) -> str | None:
         return f"the first wrong tensor could not be searched for ({reason})"
 
 
-def _pack(original: Original, exporter: Exporter, options: Options, path: Path) -> None:
+def _pack(original: Original, exporter: Exporter, options: Options, path: Path, made: list[Step]) -> None:
     """The export folder becomes a bundle that can be checked anywhere."""
     portable = path.with_name(PORTABLE)
-    if not portable.exists():  # a format made from the module needs no ONNX file; a bundle does
+    if all(step.path != portable for step in made):  # a format made from the module needs no ONNX file; a bundle does
         try:
             onnx = find("exporters", "onnx")
             onnx.write(original.network, original.contract, portable, replace(options, opset=onnx.opset, precision="fp32"))

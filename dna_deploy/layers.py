@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dna_deploy.errors import RequestError
 from dna_deploy.graph import onnx_of
 from dna_deploy.ops import Op
+from dna_deploy.ops._op import strided
 from dna_deploy.ops.classifier import Classifier
 from dna_deploy.ops.conv import Conv
 from dna_deploy.ops.dsconv import DepthwiseSeparable
@@ -119,7 +120,9 @@ def _layers(model: "onnx.ModelProto") -> list[_Layer]:
         if node.op_type == "Conv" and len(weight) == 4 and len(shape) == 4 and shape[2] == shape[3] and weight[2] == weight[3]:
             stride, dilation = settings.get("strides", [1, 1]), settings.get("dilations", [1, 1])
             pads, groups = settings.get("pads", [0] * 4), settings.get("group", 1)
-            if set(pads) != {weight[2] // 2} or set(dilation) != {1} or stride[0] != stride[1]:
+            padded = {shape[2] + pads[axis] + pads[axis + 2] - weight[2] for axis in (0, 1)}  # TensorFlow's is on one side only
+            sides = {extent // stride[0] + 1 for extent in padded}
+            if sides != {strided(shape[2], stride[0])} or set(dilation) != {1} or stride[0] != stride[1]:
                 continue  # none of our ops: it will stand among the others
             found.append(_Layer("conv", shape[2], shape[1], weight[0], weight[2], stride[0], groups, act, gate))
         elif node.op_type in ("Gemm", "MatMul") and len(weight) == 2:

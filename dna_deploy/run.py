@@ -187,7 +187,8 @@ def open_run(name: str | None, asked: Asked) -> Run:
     name = name or f"{_plain(Path(asked.data).name)}-{_plain(Path(asked.space).stem)}-{asked.image_size}px"
     folder = Path(name) if "/" in name else RUNS / name
     file = folder / "run.json"
-    if not file.exists():
+    if not file.exists() or {part.name for part in folder.iterdir()} <= {"run.json", "split.json"}:
+        (folder / "split.json").unlink(missing_ok=True)  # nothing came of what was asked before: a teacher that does not exist
         write_json(file, asked)
         return Run(folder)
     before = read_json(file, Asked)
@@ -210,7 +211,8 @@ def find_pick(name: str | None) -> Pick:
     found = [file for file in found if file.is_file()]
     if not found:
         raise RunError(f"{folder}: no found network in it; run dna-search first")
-    return Pick(max(found, key=lambda file: file.stat().st_mtime).parent)
+    trained = [file for file in found if Pick(file.parent).weights.exists()]  # not one that was only picked, if there are others
+    return Pick(max(trained or found, key=lambda file: file.stat().st_mtime).parent)
 
 
 def _runs() -> list[str]:

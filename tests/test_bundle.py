@@ -242,8 +242,6 @@ def test_the_command_is_a_gate(made, bundle, tmp_path):
     (bundle / "labels.json").unlink()
     code, said = asked("--verify", bundle)
     assert code == 1 and "labels.json is missing" in said
-    code, said = asked("--device", "cpu")
-    assert code == 2 and "for --verify only" in said
 
 
 def test_a_loss_of_accuracy_beyond_the_limit_is_exit_1(bundle):

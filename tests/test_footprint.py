@@ -6,7 +6,7 @@ import onnx
 import pytest
 
 from dna_deploy.arch import sample
-from dna_deploy.exporters._exporter import Contract
+from dna_deploy.exporters._exporter import Contract, Options
 from dna_deploy.exporters.onnx import EXPORTER
 from dna_deploy.footprint import footprint, peak_activations
 from dna_deploy.graph import onnx_of
@@ -31,7 +31,7 @@ def test_by_hand():
 def test_a_networks_are_those_of_the_exported_file(widths, seed, tmp_path):
     arch = sample(widths, random.Random(seed))
     path = tmp_path / "model.onnx"
-    EXPORTER.export(arch.module(), Contract(32, (0.5,) * 3, (0.5,) * 3, tuple("abcdefghij")), path)
+    EXPORTER.write(arch.module().eval(), Contract(32, (0.5,) * 3, (0.5,) * 3, tuple("abcdefghij")), path, Options())
     exported = onnx.load(path)
     parts = [footprint(op) for op in arch.ops]
     assert max(part.peak_bytes for part in parts) == peak_activations(exported)

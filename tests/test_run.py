@@ -34,15 +34,24 @@ def test_a_run_is_named_after_what_was_asked_and_opened_again(workdir):
     assert open_run("deep/other", ASKED).folder.as_posix() == "deep/other"
 
 
+def test_a_run_of_which_nothing_was_made_may_be_asked_something_else(workdir):
+    run = open_run("r", ASKED)
+    run.split.write_text("{}")
+    other = dataclasses.replace(ASKED, teacher="u")
+    assert open_run("r", other).asked == other and not run.split.exists()
+
+
 @pytest.mark.parametrize(("field", "value"), [("teacher", "u"), ("seed", 1), ("distill_epochs", 9), ("cut", ["a"])])
 def test_a_run_of_something_else_is_refused(workdir, field, value):
-    open_run("r", ASKED)
+    run = open_run("r", ASKED)
+    run.teacher_report.write_text("{}")
     with pytest.raises(RunError, match=f"--{field.replace('_', '-')}.*choose another --run"):
         open_run("r", dataclasses.replace(ASKED, **{field: value}))
 
 
 def test_a_broken_run_file_is_named(workdir):
     run = open_run("r", ASKED)
+    run.teacher_report.write_text("{}")
     (run.folder / "run.json").write_text("{}")
     with pytest.raises(RequestError, match=r"run\.json: teacher"):
         open_run("r", ASKED)

@@ -276,7 +276,7 @@ def test_with_widths_to_choose_a_built_network_is_the_chain_of_its_blocks(widths
 def test_rating_visits_every_candidate_of_every_width(widths, teacher, images):
     narrow = Teacher("t", teacher.model, HALF, cut(teacher.model, widths))
     supernet = Supernet(widths, narrow)
-    rated = {(rating.block, rating.candidate): rating for rating in rate(supernet, narrow, images, range(16), batch=16)}
+    rated = {(rating.block, rating.candidate): rating for rating in rate(supernet, Lessons(narrow, images), range(16), batch=16)}
     assert len(rated) == 6 + 6
     features = narrow.features(narrow.preprocessing(images.batch(range(16))))
     part = supernet.pieces[2]
