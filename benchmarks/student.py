@@ -25,18 +25,13 @@ from dna_deploy.budget import Budget, Wish
 from dna_deploy.data import Images, open_source
 from dna_deploy.exporters._exporter import Contract, Options
 from dna_deploy.files import read_json
+from dna_deploy.found import largest_within
 from dna_deploy.limits import Wanted
 from dna_deploy.measure import measure_whole
 from dna_deploy.plugins import find
 from dna_deploy.predictor import LatencyPredictor
 from dna_deploy.run import Asked, TeacherReport, open_run
-from dna_deploy.search import (
-    inherit_and_train,
-    largest_within,
-    prepare_teacher,
-    search,
-    splits,
-)
+from dna_deploy.search import inherit_and_train, prepare_teacher, search, splits
 from dna_deploy.space import Candidate
 from dna_deploy.table import LatencyTable, find_table
 from dna_deploy.teacher import untrained

@@ -10,9 +10,9 @@ import pytest
 from dna_deploy.arch import sample
 from dna_deploy.budget import Budget, block_costs
 from dna_deploy.errors import NothingFits, TableError
+from dna_deploy.found import architecture_at
 from dna_deploy.limits import Wanted
 from dna_deploy.predictor import LatencyPredictor
-from dna_deploy.search import architecture_at
 from dna_deploy.table import Header, LatencyTable, Published, appending, create
 
 

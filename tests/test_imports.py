@@ -25,7 +25,7 @@ ROWS = [  # design.md, from the bottom up; a module may import from rows below i
     {"supernet", "derived", "ranges", "lessons", "calibrate", "rivals"},
     {"distill", "rate", "precision", "quantize", "warm"},
     {"train", "run"},
-    {"original", "bundle"},
+    {"original", "bundle", "found"},
     {"on_device"},
     {"profile", "search", "export", "own_model"},
     {"weigh"},

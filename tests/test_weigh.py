@@ -6,10 +6,11 @@ import pytest
 from dna_deploy.calibrate import networks_to_train
 from dna_deploy.data import open_source
 from dna_deploy.files import read_json, write_json
+from dna_deploy.found import block_scores
 from dna_deploy.plugins import find
 from dna_deploy.ratings import load_ratings
 from dna_deploy.run import Asked, open_run
-from dna_deploy.search import block_scores, rate_all
+from dna_deploy.search import rate_all
 from dna_deploy.weigh import TrainedNetworks, calibrate_run, replace_one_run
 from tests.conftest import TINY
 

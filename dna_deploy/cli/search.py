@@ -254,10 +254,10 @@ def _rivals(found: Any, predictor: Any) -> list[dict[str, Any]]:
     from dataclasses import asdict
 
     from dna_deploy.budget import block_costs
+    from dna_deploy.found import block_scores
     from dna_deploy.progress import show
     from dna_deploy.ratings import load_ratings
     from dna_deploy.rivals import rivalry
-    from dna_deploy.search import block_scores
 
     space = found.architecture.space
     scores = block_scores(space, load_ratings(found.pick.run.ratings, space.blocks))

@@ -1,0 +1,243 @@
+"""The networks found: what a request picks from the ratings of a run, written down with everything that is known of it."""
+
+import csv
+import io
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dna_deploy.arch import Architecture
+from dna_deploy.budget import Budget, block_costs
+from dna_deploy.confirm import Confirmed, confirm
+from dna_deploy.costs import sums
+from dna_deploy.errors import NothingFits, RequestError
+from dna_deploy.files import write_atomic, write_json, write_text
+from dna_deploy.footprint import footprint
+from dna_deploy.graph import onnx_of
+from dna_deploy.limits import Problem, Wanted
+from dna_deploy.measure import device_of, measure_whole
+from dna_deploy.milp import Optimum
+from dna_deploy.pick import Front
+from dna_deploy.predictor import Predicted
+from dna_deploy.ratings import Rating
+from dna_deploy.run import Beside, Pick, Picked, Run
+from dna_deploy.space import SearchSpace
+from profilers import Model
+
+
+@dataclass(frozen=True)
+class Found:
+    pick: Pick
+    architecture: Architecture
+    picked: Picked
+    front: Front  # under the first budget alone
+    budgets: tuple[Budget, ...]
+    top: tuple[Architecture, ...]  # it and the next best, as many as were wanted and there are
+
+
+def block_scores(space: SearchSpace, ratings: dict[str, list[Rating]]) -> list[np.ndarray[Any, Any]]:
+    """The additive score: calibrated where the run is, else the logarithm of each candidate's relative L1.
+
+    Blocks without a choice score zero.
+    """
+    every = [rating for block in ratings.values() for rating in block]
+    calibrated = all(rating.calibrated is not None for rating in every)
+
+    def score(rating: Rating) -> float:
+        return rating.calibrated if calibrated and rating.calibrated is not None else math.log(max(rating.relative_l1, 1e-9))
+
+    return [
+        np.array([score(rating) for rating in ratings[block.name]]) if block.size > 1 else np.zeros(1) for block in space.blocks
+    ]
+
+
+def pick(
+    run: Run,
+    space: SearchSpace,
+    ratings: dict[str, list[Rating]],
+    budgets: Sequence[Budget],
+    measure_top: int = 0,
+    wanted: Wanted = Wanted(),  # noqa: B008  frozen
+) -> Found:
+    """The best network within the budgets, the whole front beside it, and what multiply-adds alone would have chosen.
+
+    With `measure_top` up to that many of the best are measured first, and the prediction is corrected by them.
+    """
+    first = budgets[0]
+    scores = block_scores(space, ratings)
+    confirmed = _confirmed(space, budgets, scores, measure_top, wanted) if measure_top else None
+    factors = confirmed.factors if confirmed else [1.0] * len(budgets)
+    problem = _problem(space, budgets, factors, wanted)
+    front = problem.front(scores)
+    top = best_of(problem, front, scores, wanted, confirmed.choices if confirmed else None)
+    if not top:
+        raise NothingFits("no network fits by what was measured; raise --latency")
+    choices = top[0].choices
+    found = architecture_at(space, choices)
+    predicted = [
+        Predicted(*(factor * ms for ms in astuple(budget.predictor.network(found.ops, budget.confidence or 0.95))))
+        for budget, factor in zip(budgets, factors, strict=True)
+    ]
+    rival = largest_within(problem)
+    prints = [footprint(op) for op in found.ops]
+    folder = run.picked([(budget.device, budget.ms) for budget in budgets], wanted.texts)
+    picked = Picked(
+        device=first.device,
+        table=str(first.predictor.table.path),
+        budget_ms=first.ms,
+        predicted_ms=predicted[0].ms,
+        score=top[0].score,
+        macs=found.macs,
+        params=found.params,
+        macs_rival=rival.text if rival else None,
+        confidence=first.confidence,
+        low_ms=predicted[0].low_ms,
+        high_ms=_finite(predicted[0].high_ms),
+        others=[
+            Beside(budget.device, str(budget.predictor.table.path), budget.ms, own.ms, own.low_ms, _finite(own.high_ms))
+            for budget, own in list(zip(budgets, predicted, strict=True))[1:]
+        ],
+        tried=confirmed.tried if confirmed else [],
+        tried_ended=confirmed.ended if confirmed else None,
+        also=wanted.texts,
+        bound=top[0].bound,
+        file_bytes=sum(part.file_bytes for part in prints),
+        peak_bytes=max(part.peak_bytes for part in prints),
+    )
+    if folder.architecture.exists() and Architecture.load(folder.architecture) != found:
+        folder.weights.unlink(missing_ok=True)  # of another network: the ratings or the table changed
+        folder.student.unlink(missing_ok=True)
+    found.save(folder.architecture)
+    write_front(folder.front, space, front)
+    write_top(folder.top, problem, top)
+    at = sum(float(cost[index]) for cost, index in zip(problem.limits[0].costs, choices, strict=True))
+    plot_front(folder.front.with_suffix(".png"), front, (at, picked.score), first.ms, first.device)
+    write_json(folder.picked, picked)
+    return Found(folder, found, picked, front, tuple(budgets), tuple(architecture_at(space, one.choices) for one in top))
+
+
+def best_of(
+    problem: Problem, front: Front, scores: Sequence[np.ndarray[Any, Any]], wanted: Wanted, confirmed: tuple[int, ...] | None
+) -> list[Optimum]:
+    """The networks wanted, best first: off the front where it answers alone, else by integer program.
+
+    A network that was confirmed by measurement comes first, whatever else there is.
+    """
+    if wanted.top == 1:
+        if confirmed is not None:
+            score = sum(float(score[index]) for score, index in zip(scores, confirmed, strict=True))
+            found = problem.best(scores)
+            return [Optimum(confirmed, score, min(score, found[0].bound) if found else score)]
+        if problem.one_sum:
+            at = front.best_within(problem.limits[0].most)
+            score = float(front.scores[at]) if at is not None else 0.0
+            return [] if at is None else [Optimum(tuple(front.choices[at].tolist()), score, score)]
+    apart = wanted.apart(problem.space)
+    if confirmed is None:
+        return problem.best(scores, wanted.top, apart)
+    first = best_of(problem, front, scores, replace(wanted, top=1), confirmed)
+    return first + problem.best(scores, wanted.top - 1, apart, excluded=[confirmed])
+
+
+def _problem(space: SearchSpace, budgets: Sequence[Budget], factors: Sequence[float], wanted: Wanted) -> Problem:
+    return wanted.problem(space, [budget.limit(space, factor) for budget, factor in zip(budgets, factors, strict=True)])
+
+
+def _finite(ms: float) -> float | None:
+    return ms if math.isfinite(ms) else None  # a published figure without a spread has no upper bound
+
+
+def _confirmed(
+    space: SearchSpace,
+    budgets: Sequence[Budget],
+    scores: Sequence[np.ndarray[Any, Any]],
+    count: int,
+    wanted: Wanted,
+) -> Confirmed:
+    tables = [budget.predictor.table for budget in budgets]
+    if not any(device_of(table) for table in tables):
+        names = ", ".join(budget.device for budget in budgets)
+        raise RequestError(f"--measure-top {count}: {names} cannot be measured from here; leave it out")
+
+    def measure(choices: tuple[int, ...], predicted: Sequence[float]) -> list[tuple[float, float] | None]:
+        arch = architecture_at(space, choices)
+        found: list[tuple[float, float] | None] = []
+        for budget, ms in zip(budgets, predicted, strict=True):
+            taken = measure_whole(budget.predictor.table, [Model(arch.key, onnx_of(arch.ops))], ms)
+            own = taken[arch.key].measurement if taken else None
+            held = own.high_ms if own and budget.confidence else own.latency_ms if own else 0.0
+            found.append((own.latency_ms, held) if own else None)
+        return found
+
+    expected = [block_costs(space, budget.predictor) for budget in budgets]
+
+    def best(factors: Sequence[float], over: Collection[tuple[int, ...]]) -> tuple[int, ...] | None:
+        found = _problem(space, budgets, factors, wanted).best(scores, excluded=over)
+        return found[0].choices if found else None
+
+    confirmed = confirm(
+        count,
+        [budget.ms for budget in budgets],
+        best=best,
+        predict=lambda choices: [
+            sum(float(cost[index]) for cost, index in zip(costs, choices, strict=True)) for costs in expected
+        ],
+        measure=measure,
+        score=lambda choices: sum(float(own[index]) for own, index in zip(scores, choices, strict=True)),
+        name=lambda choices: architecture_at(space, choices).text,
+    )
+    if confirmed is None:
+        raise NothingFits("no network fits by what was measured; raise --latency")
+    return confirmed
+
+
+def largest_within(problem: Problem) -> Architecture | None:
+    """The network with the most multiply-adds within the first budget: the rival every score has to beat; None: nothing fits."""
+    front = problem.front([-sums(block, lambda op: op.macs) for block in problem.space.blocks])
+    best = front.best_within(problem.limits[0].most)
+    return None if best is None else architecture_at(problem.space, front.choices[best])
+
+
+def architecture_at(space: SearchSpace, choices: Sequence[int]) -> Architecture:
+    """The network of these candidates, given by their index in each block."""
+    return Architecture(space, tuple(block.candidates[index] for block, index in zip(space.blocks, choices, strict=True)))
+
+
+def write_front(path: Path, space: SearchSpace, front: Front) -> None:
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["predicted_ms", "score", "network"])
+    for cost, score, choices in zip(front.costs, front.scores, front.choices, strict=True):
+        rows.writerow([f"{cost:.6g}", f"{score:.6g}", architecture_at(space, choices).text])
+    write_text(path, text.getvalue())
+
+
+def write_top(path: Path, problem: Problem, top: Sequence[Optimum]) -> None:
+    """One line a network: its score, what it costs of everything that is limited, and its text."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["score", *(limit.flag.rstrip("=") for limit in problem.limits), "network"])
+    for one in top:
+        costs = [limit.write(limit.of(one.choices)) for limit in problem.limits]
+        rows.writerow([f"{one.score:.6g}", *costs, architecture_at(problem.space, one.choices).text])
+    write_text(path, text.getvalue())
+
+
+def plot_front(path: Path, front: Front, found: tuple[float, float], budget_ms: float, device: str) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.step(front.costs, front.scores, where="post", linewidth=1.2, label=f"Pareto front, {len(front.costs)} networks")
+    axes.axvline(budget_ms, linestyle="--", linewidth=1, color="grey", label=f"budget {budget_ms:g} ms")
+    axes.plot(*found, "o", label=f"chosen, {found[0]:.3g} ms")
+    axes.set_xlabel(f"predicted latency on {device}, ms")
+    axes.set_ylabel("score (lower is better)")
+    axes.legend()
+    FigureCanvasAgg(figure)
+    write_atomic(path, lambda temporary: figure.savefig(temporary, dpi=120))
