@@ -57,7 +57,7 @@ class PieceSupernet(nn.Module):
     first layers of their own, each behind its own adapter from the teacher's width: what is rated is what is built.
     """
 
-    def __init__(self, piece: Piece, padding: str) -> None:
+    def __init__(self, piece: Piece, padding: str = "") -> None:
         super().__init__()
         self.piece = piece
         self.ops = nn.ModuleList()

@@ -198,7 +198,8 @@ def _show(original: "Original", options: "Options", path: Path, found: "Verifica
         if changed := remark(latency.speed):
             say(changed)
     else:
-        say(f"measured on {latency.device}: {latency.measured_ms:.3g} ms an image")
+        where = "in this process" if latency.device == "this process" else f"on {latency.device}"
+        say(f"measured {where}: {latency.measured_ms:.3g} ms an image")
     if latency.fp32_ms is not None:
         say(_against_fp32(options.precision, path.suffix, latency.measured_ms, latency.fp32_ms))
 
