@@ -8,7 +8,7 @@ for all (block weights inherited, then the same epochs under the same teacher): 
 within 5 % of its latency, the best uniform one (one op everywhere) within the budget, the one that multiply-adds alone
 would choose, and the teacher itself. Everything random depends on the seed, the teacher's own fine-tuning included.
 
-Takes about 20 minutes a seed on 2 cores. Each network is a line of benchmarks/results/student.jsonl as it is
+Takes about half an hour a seed on one core. Each network is a line of benchmarks/results/student.jsonl as it is
 finished; interrupted, the same command goes on.
 """
 
@@ -176,9 +176,9 @@ def summary(seeds: list[int]) -> list[Result]:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=8, help="training of every network")
+    parser.add_argument("--epochs", type=int, default=4, help="training of every network")
     parser.add_argument("--teacher-epochs", type=int, default=4)
-    parser.add_argument("--distill-epochs", type=int, default=6)
+    parser.add_argument("--distill-epochs", type=int, default=4)
     parser.add_argument("--distill-batch", type=int, default=16)
     args = parser.parse_args()
     torch.manual_seed(0)
