@@ -16,7 +16,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -411,15 +411,12 @@ def _loaded(exporter: Exporter, path: Path) -> Run:
 
 
 def _on_device(path: Path, name: str) -> Run:
-    device = find_device(name)
+    device = replace(find_device(name), batch=1)
     profiler = find_profiler(device)
 
     def run(images: Array) -> Array:
-        found: list[Array] = [
-            np.asarray(profiler.run(device, Model(path.name, path.read_bytes()), {"input": images[i : i + 1]})[0])
-            for i in range(len(images))
-        ]
-        return np.concatenate(found)
+        found: Array = np.asarray(profiler.run(device, Model(path.name, path.read_bytes()), {"input": images})[0])
+        return found
 
     return run
 

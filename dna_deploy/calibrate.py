@@ -154,8 +154,8 @@ def networks_to_train(space: SearchSpace, count: int, seed: int = 0) -> list[Arc
             break
         chosen: list[Candidate] = []
         for block in space.blocks:
-            arriving = chosen[-1].ops[-1].out_shape if chosen else block.cells[0].layers[0][0].in_shape
-            fitting = [cell for cell in block.cells if cell.layers[0][0].in_shape == arriving]
+            arriving = chosen[-1].cell.out_shape if chosen else block.cells[0].in_shape
+            fitting = [cell for cell in block.cells if cell.in_shape == arriving]
             cell = fitting[next_of((block.name, arriving), fitting)]
             layers = enumerate(cell.layers)
             chosen.append(Candidate(cell, tuple(next_of((block.name, cell.name, depth), ops) for depth, ops in layers)))

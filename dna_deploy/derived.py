@@ -10,21 +10,17 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from dna_deploy.errors import RequestError, TeacherError
-from dna_deploy.ops import Op
 from dna_deploy.ops._op import strided
 from dna_deploy.ops.classifier import Classifier
 from dna_deploy.ops.conv import Conv
 from dna_deploy.ops.dsconv import DepthwiseSeparable
-from dna_deploy.ops.mbconv import MBConv
 from dna_deploy.space import Block, Cell, SearchSpace
+from dna_deploy.spaces.mobile import FIRST, HEAD, STEM, choices
 from dna_deploy.teacher import Place, spatial, trunk, untrained
 
 if TYPE_CHECKING:
     from torch import nn
 
-KERNELS = (3, 5, 7)
-EXPANSIONS = (3, 6)
-STEM, FIRST, HEAD = 32, 16, 1280
 WIDEST, DEEPEST = 320, 4
 
 
@@ -71,8 +67,8 @@ def _derived(teacher: str, image_size: int, num_classes: int) -> SearchSpace:
                 "an --image-size that is a multiple of 32, or give a space of your own with --space my_space.py"
             )
         cout = max(8, round(factor * stage[-1].channels / 8) * 8)
-        leading, hw = _choices(hw, width, cout, stride), strided(hw, stride)
-        following, width = _choices(hw, cout, cout, 1), cout
+        leading, hw = choices(hw, width, cout, stride), strided(hw, stride)
+        following, width = choices(hw, cout, cout, 1), cout
         depths = range(1, min(len(stage), DEEPEST) + 1)
         blocks.append(Block(f"b{number}", tuple(Cell(f"d{depth}", (leading, *[following] * (depth - 1))) for depth in depths)))
     blocks.append(Block.fixed("head", Conv(hw, width, HEAD, kernel=1), Classifier(hw, HEAD, num_classes)))
@@ -95,7 +91,3 @@ def stages(model: "nn.Module", places: list[Place], image_size: int) -> list[lis
         else:
             found.append([place])
     return found
-
-
-def _choices(hw: int, cin: int, cout: int, stride: int) -> tuple[Op, ...]:
-    return tuple(MBConv(hw, cin, cout, kernel, expand, stride) for kernel in KERNELS for expand in EXPANSIONS)

@@ -9,7 +9,7 @@ from dna_deploy.errors import CannotRun, CheckFailed, DnaError, RequestError
 from dna_deploy.exporters._exporter import Exporter, Options
 from dna_deploy.files import sha256, write_atomic, write_json
 from dna_deploy.locate import Graph, Module, locate
-from dna_deploy.measure import Latency, measure_runs, measure_whole
+from dna_deploy.measure import Latency, device_of, measure_runs, measure_whole
 from dna_deploy.on_device import require_device, run_on_device
 from dna_deploy.original import Original
 from dna_deploy.plugins import find
@@ -200,6 +200,14 @@ def _latency(exporter: Exporter, original: Original, made: list[Step]) -> Latenc
         fp32_ms=fp32.latency_ms if fp32 else None,
         speed=None,
     )
+
+
+def elsewhere(original: Original, latency: Latency) -> bool:
+    """Whether a network was timed in this process although the device it was searched for is another machine."""
+    if original.picked is None or latency.device != "this process":
+        return False
+    device = device_of(LatencyTable.load(Path(original.picked.table)))
+    return device is None or device.kind != "host"
 
 
 def _on_device(picked: Picked, file: Path, fp32: Path | None) -> Latency | None:

@@ -44,14 +44,17 @@ def block_scores(space: SearchSpace, ratings: dict[str, list[Rating]]) -> list[n
 
     Blocks without a choice score zero.
     """
-    every = [rating for block in ratings.values() for rating in block]
-    calibrated = all(rating.calibrated is not None for rating in every)
+    calibrated = [rating.calibrated for block in ratings.values() for rating in block]
+    if None in calibrated:
+        return log_scores(space, ratings)
+    return [np.array([rating.calibrated for rating in ratings.get(block.name, [])] or [0.0], float) for block in space.blocks]
 
-    def score(rating: Rating) -> float:
-        return rating.calibrated if calibrated and rating.calibrated is not None else math.log(max(rating.relative_l1, 1e-9))
 
+def log_scores(space: SearchSpace, ratings: dict[str, list[Rating]]) -> list[np.ndarray[Any, Any]]:
+    """The logarithm of each candidate's relative L1, calibrated or not; zero for blocks without a choice."""
     return [
-        np.array([score(rating) for rating in ratings[block.name]]) if block.size > 1 else np.zeros(1) for block in space.blocks
+        np.log([max(rating.relative_l1, 1e-9) for rating in ratings[block.name]]) if block.size > 1 else np.zeros(1)
+        for block in space.blocks
     ]
 
 

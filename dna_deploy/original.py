@@ -8,7 +8,7 @@ import numpy as np
 
 from dna_deploy.arch import Architecture
 from dna_deploy.data import Images, Preprocessing, Source, load_split, open_source, split
-from dna_deploy.errors import RequestError, RunError
+from dna_deploy.errors import MachineError, RequestError, RunError
 from dna_deploy.exporters._exporter import Contract
 from dna_deploy.files import read_json
 from dna_deploy.ops import Op
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dna_deploy.exporters._exporter import Array
 
 EXPORTS = Path("exports")
+RANDOM = Path("random")  # what --weights says where none are wanted
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 UNKNOWN_LICENCE = "Not known to dna-deploy: ask where it came from before passing this on."
 SYNTHETIC = 64  # images where there are no real ones
@@ -111,7 +112,7 @@ class Asked:
     """A network of the user's: a timm model by name, or a Python file that defines MODEL, a function that returns a module."""
 
     model: str
-    weights: Path | None = None  # a checkpoint; else the model's own trained weights, where they can be had
+    weights: Path | None = None  # a checkpoint, or RANDOM; else the model's own trained weights
     data: str | None = None  # real images, as dna-search takes them; else synthetic ones
     data_root: str | None = None
     image_size: int | None = None  # the model's own where None
@@ -126,7 +127,7 @@ def from_model(asked: Asked, largest_bytes: int | None = None) -> Original:
     source = open_source(asked.data, asked.data_root) if asked.data else None
     names = _labels(asked, classes, source)
     if weights == "random":
-        say(f"{asked.model}: no trained weights could be had, these are RANDOM: the chain can be proved, the file is of no use")
+        say(f"{asked.model}: its weights are RANDOM: the chain can be proved, the file is of no use")
     test, held_out = _parts(source, size, classes, preprocessing)
     name = Path(asked.model).stem if asked.model.endswith(".py") else asked.model
     return Original(
@@ -158,27 +159,28 @@ def _timm(asked: Asked, largest_bytes: int | None) -> "tuple[nn.Module, str, int
         )
     with torch.device("meta"):
         _require_at_most(timm.create_model(asked.model), largest_bytes, asked.model)
-    state = read_weights(asked.weights) if asked.weights else packaged_weights(asked.model)
-    if state is not None:
+    if asked.weights == RANDOM:
+        torch.manual_seed(0)
+        network, weights = timm.create_model(asked.model), "random"
+    elif (state := read_weights(asked.weights) if asked.weights else packaged_weights(asked.model)) is not None:
         classifier = timm.get_pretrained_cfg_value(asked.model, "classifier")
         known = state.get(f"{classifier}.weight") if isinstance(classifier, str) else None
         network = timm.create_model(asked.model, **({} if known is None else {"num_classes": known.shape[0]}))
         _fill(network, state, asked)
         weights = str(asked.weights.name) if asked.weights else "packaged"
     else:
-        network, weights = _downloaded(asked.model)
+        network, weights = _downloaded(asked.model), "timm"
     config = resolve_model_data_config(network)
     return network.eval(), weights, config["input_size"][-1], Preprocessing(tuple(config["mean"]), tuple(config["std"]))
 
 
-def _downloaded(name: str) -> "tuple[nn.Module, str]":
-    """timm's own weights from its cache or the network; random ones, always the same, where there are none."""
+def _downloaded(name: str) -> "nn.Module":
+    """The model with timm's own weights, from its cache or the network."""
     import logging
     import socket
 
     import huggingface_hub.constants
     import timm
-    import torch
 
     try:
         socket.getaddrinfo("huggingface.co", 443)
@@ -186,10 +188,14 @@ def _downloaded(name: str) -> "tuple[nn.Module, str]":
         huggingface_hub.constants.HF_HUB_OFFLINE = True  # asks the cache only, instead of a minute of retries
     logging.getLogger("timm").setLevel(logging.ERROR)
     try:
-        return timm.create_model(name, pretrained=True), "timm"
-    except Exception:  # no such weights, no network, a broken download: each in a type of its own
-        torch.manual_seed(0)
-        return timm.create_model(name), "random"
+        model: nn.Module = timm.create_model(name, pretrained=True)
+        return model
+    except Exception as error:  # no such weights, no network, a broken download: each in a type of its own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise MachineError(
+            f"--model {name}: its weights could not be had from timm ({reason}); give --weights FILE, or --weights random to "
+            "try the chain with weights that know nothing"
+        ) from error
 
 
 def _own(asked: Asked, largest_bytes: int | None) -> "tuple[nn.Module, str, int, Preprocessing]":

@@ -161,17 +161,15 @@ def outputs(step: Step, inputs: Inputs, batch: int, count: int | None = None) ->
 
 def compare(before: Step, reference: Array, step: Step, inputs: Inputs, largest_batch: int, limits: Limits) -> tuple[Link, Array]:
     """Run a step on all images and hold its logits against `reference`, those of the step before; returns them too."""
-    labels = inputs.labels
     logits = outputs(step, inputs, largest_batch)
-    comparisons = [judge(reference, logits, labels, largest_batch, limits)]
+    comparisons = [judge(reference, logits, inputs.labels, largest_batch, limits)]
     edges = edge_inputs(inputs.at(range(min(FEW, inputs.count))))
     asked = Inputs("edge inputs", len(edges), lambda places: edges[list(places)], None)
     right, found = (outputs(part, asked, largest_batch) for part in (before, step))
     comparisons.append(judge(right, found, None, largest_batch, limits, float(reference.std())))
     for batch in SMALL_BATCHES:
         some = outputs(step, inputs, batch, FEW)
-        few = None if labels is None else labels[: len(some)]
-        comparisons.append(judge(reference[: len(some)], some, few, batch, limits))
+        comparisons.append(judge(reference[: len(some)], some, None, batch, limits))  # too few to judge the accuracy by
     return link(before, step, limits, comparisons), logits
 
 

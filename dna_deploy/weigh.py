@@ -13,6 +13,7 @@ from dna_deploy.arch import Architecture
 from dna_deploy.calibrate import Calibration, calibrate, networks_to_train
 from dna_deploy.data import Images, open_source
 from dna_deploy.files import read_json, write_json
+from dna_deploy.found import log_scores
 from dna_deploy.progress import say, show
 from dna_deploy.ratings import load_ratings, save_ratings
 from dna_deploy.run import Run
@@ -45,10 +46,7 @@ def calibrate_run(run: Run, space: SearchSpace, count: int) -> Calibration:
         known = replace(known, accuracies={**known.accuracies, arch.key: accuracy})
         write_json(file, known)
     ratings = load_ratings(run.ratings, space.blocks)
-    logs = [
-        np.log([max(rating.relative_l1, 1e-9) for rating in ratings[block.name]]) if block.size > 1 else np.zeros(1)
-        for block in space.blocks
-    ]
+    logs = log_scores(space, ratings)
     choices = np.array([_choice(arch) for arch in networks])
     accuracies = np.array([known.accuracies[arch.key] for arch in networks])
     found = calibrate(space, logs, choices, accuracies.tolist())

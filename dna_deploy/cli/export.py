@@ -21,7 +21,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--precision", help="fp32, fp16, bf16 or int8, where the format has it; fp32 if left out.")
 @click.option("--run", "name", help="Run, or one network of it such as runs/NAME/cpu-3ms; the last one found if left out.")
 @click.option("--model", help="Instead of a run: any timm model by name, or a .py file whose MODEL() returns a module.")
-@click.option("--weights", type=FILE, help="Checkpoint of --model: .safetensors, or a .pth state dict.")
+@click.option("--weights", type=FILE, help="Checkpoint of --model: .safetensors, a .pth state dict, or random.")
 @click.option("--data", help="Labelled images to check --model on: a folder, elpv, digits, or a name timm.data reads.")
 @click.option("--data-root", help="Where the files of a timm data set lie.")
 @click.option("--image-size", type=POSITIVE, help="Input side of --model in pixels; its own if left out.")
@@ -33,7 +33,11 @@ FILE = click.Path(path_type=Path, dir_okay=False)
     "--compute-capability", help="GPU that a TensorRT engine is for, such as 8.6; the one at hand, else all from 8.0 on."
 )
 @click.option("--max-difference", type=float, help="Largest difference from the step before that is accepted.")
-@click.option("--max-drop", type=Share(), help="Accuracy int8 may lose before layers go back to float (0.5% if left out).")
+@click.option(
+    "--max-drop",
+    type=Share(),
+    help="Accuracy an export may lose, 0.5% if left out; int8 layers go back to float until held-out images keep to it.",
+)
 @click.option("--max-latency", "max_ms", type=Latency(), help="Measured latency above it is exit code 1.")
 @click.option("--zip", "zipped", is_flag=True, help="Write the bundle as one file as well, beside its folder.")
 @click.option("--verify", type=click.Path(path_type=Path), help="Check a bundle (folder or .zip) instead of exporting.")
@@ -66,7 +70,7 @@ def main(
     Exit codes: 0 verified, 1 a check failed, 2 the request is wrong, 3 the machine failed.
     """
     from dna_deploy.errors import CheckFailed, RequestError
-    from dna_deploy.export import export
+    from dna_deploy.export import elsewhere, export
     from dna_deploy.exporters._exporter import PRECISIONS, Exporter, Options
     from dna_deploy.plugins import find
     from dna_deploy.verify import LIMITS
@@ -88,7 +92,7 @@ def main(
     if model is not None and name is not None:
         raise RequestError("--run and --model: choose one of them")
     options = Options(precision, largest_batch, 0.005 if max_drop is None else max_drop, opset, compute_capability)
-    limits = dict(LIMITS)
+    limits = {key: replace(limit, accuracy_drop=options.max_drop) for key, limit in LIMITS.items()}
     if max_difference is not None:
         limits = {key: replace(limit, largest_difference=max_difference) for key, limit in limits.items()}
     original = _model(exporter, model, weights, data, data_root, image_size, labels) if model else _run(name)
@@ -100,8 +104,9 @@ def main(
     latency = done.verification.latency
     _show(original, options, done.path, done.verification)
     if max_ms is not None:
-        if latency is None:
-            raise RequestError(f"--max-latency: {done.path} cannot be measured here")
+        if latency is None or elsewhere(original, latency):
+            where = original.picked.device if original.picked else "this machine"
+            raise RequestError(f"--max-latency: {done.path} was not measured on {where}; attach it, or leave --max-latency out")
         if latency.measured_ms > max_ms:
             raise CheckFailed(
                 f"{done.path}: {latency.measured_ms:.3g} ms measured on {latency.device}, --max-latency {max_ms:g} ms"

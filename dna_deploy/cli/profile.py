@@ -96,7 +96,8 @@ def main(
     correction, errors = done.predictor.correction, done.predictor.errors()
     again_differs = repeatability(done.table.visits, done.table.drift)
     say(f"{done.ended}; {len(done.table.measurements)} rows in {path}, {len(wide)} with an interval wider than {halfwidth:.0%}")
-    say(f"{laid_out.name} at {image_size} px: {done.account.text}; halves of the rounds agree within {again_differs:.1%}")
+    halves = f"; halves of the rounds agree within {again_differs:.1%}" if math.isfinite(again_differs) else ""
+    say(f"{laid_out.name} at {image_size} px: {done.account.text}{halves}")
     if errors is not None:
         by_ops, by_macs = errors
         parts = (correction.offset_ms, correction.scale, correction.ms_per_mb)

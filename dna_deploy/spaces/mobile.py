@@ -32,16 +32,16 @@ def lay_out(image_size: int, num_classes: int) -> tuple[Block, ...]:
     blocks = [Block.fixed("stem", stem, first)]
     hw, channels = first.out_hw, FIRST
     for number, (width, stride, depths) in enumerate(STAGES, 1):
-        leading = _choices(hw, channels, width, stride)
+        leading = choices(hw, channels, width, stride)
         hw, channels = strided(hw, stride), width
-        following = _choices(hw, width, width, 1)
+        following = choices(hw, width, width, 1)
         cells = tuple(Cell(f"d{depth}", (leading, *[following] * (depth - 1))) for depth in depths)
         blocks.append(Block(f"b{number}", cells))
     blocks.append(Block.fixed("head", Conv(hw, channels, HEAD, kernel=1), Classifier(hw, HEAD, num_classes)))
     return tuple(blocks)
 
 
-def _choices(hw: int, cin: int, cout: int, stride: int) -> tuple[Op, ...]:
+def choices(hw: int, cin: int, cout: int, stride: int) -> tuple[Op, ...]:
     return tuple(MBConv(hw, cin, cout, kernel, expand, stride) for kernel in KERNELS for expand in EXPANSIONS)
 
 
