@@ -29,9 +29,10 @@ from dna_deploy.errors import CheckFailed, DnaError, MachineError
 from dna_deploy.export import export
 from dna_deploy.exporters._exporter import Contract, Exporter, Options
 from dna_deploy.measure import measure_runs
-from dna_deploy.original import Asked, Original, from_model, from_run, synthetic
+from dna_deploy.original import RANDOM, Asked, Original, from_model, from_run, synthetic
 from dna_deploy.plugins import find, names
 from dna_deploy.run import find_pick
+from dna_deploy.teacher import PACKAGED
 
 RESULTS = Path(__file__).with_name("results") / "export_matrix.jsonl"
 MODELS = (
@@ -63,7 +64,12 @@ def networks(run: str | None, size: int) -> dict[str, Callable[[], Original]]:
     except DnaError as missing:
         print(f"no trained student: {missing}")
     found |= {f"random student {seed}": lambda seed=seed: student(seed, size) for seed in (0, 1)}
-    return found | {name: lambda name=name: from_model(Asked(name, image_size=_size(name, size))) for name in MODELS}
+    return found | {name: lambda name=name: from_model(_asked(name, size)) for name in MODELS}
+
+
+def _asked(name: str, size: int) -> Asked:
+    """With the weights of its PyPI package where it has one, else random ones: timm's own would need a network."""
+    return Asked(name, None if name in PACKAGED else RANDOM, image_size=_size(name, size))
 
 
 def _size(name: str, size: int) -> int:

@@ -26,6 +26,7 @@ SEARCH = [
     "--epochs",
     "1",
 ]
+PIXEL1 = str(Path(__file__).parent.parent / "latency_tables" / "pixel1.jsonl")
 SEARCH += ["--rating-images", "64", "--run", "try"]
 
 
@@ -183,6 +184,40 @@ def test_searching_again_does_nothing_twice(place):
 def test_profiling_again_measures_nothing_new(place):
     done, _ = dna("profile", "--space", TINY, "--image-size", "32", "--classes", "10", "--validate", "10", cwd=place[0])
     assert done["measured"] == 0 and "already in the table" in done["ended"]
+
+
+LOSSY = """
+from dataclasses import replace
+from dna_deploy.exporters import onnx
+def load(path):
+    right = onnx.load(path)
+    def run(images):
+        logits = right(images)
+        logits[7::8] = logits[7::8][:, ::-1]  # one answer of eight is turned round
+        return logits
+    return run
+EXPORTER = replace(onnx.EXPORTER, name="lossy", precisions=("int8",), load=load)
+"""
+
+
+def test_an_export_that_loses_more_accuracy_than_allowed_is_exit_1(place, tmp_path):
+    (tmp_path / "lossy.py").write_text(LOSSY)
+    flags = ["--run", "runs/try/cpu-50ms", "--format", str(tmp_path / "lossy.py"), "--output", str(tmp_path / "model.onnx")]
+    _, said = dna("export", *flags, cwd=place[0], expect=1)
+    assert "accuracy" in said and "drop limit 0.5%" in said
+    allowed, _ = dna("export", *flags, "--max-drop", "50%", cwd=place[0])
+    assert allowed["verified"] and 0.8 <= allowed["top1_agreement"] < 1
+
+
+def test_a_latency_of_another_machine_is_no_gate(place):
+    folder = place[0]
+    pick = json.loads((folder / "runs/try/cpu-50ms/pick.json").read_text())
+    (folder / "runs/try/cpu-50ms/pick.json").write_text(json.dumps({**pick, "device": "pixel1", "table": PIXEL1}))
+    try:
+        _, said = dna("export", "--run", "runs/try/cpu-50ms", "--max-latency", "10s", cwd=folder, expect=2)
+    finally:
+        (folder / "runs/try/cpu-50ms/pick.json").write_text(json.dumps(pick))
+    assert "--max-latency" in said and "was not measured on pixel1" in said
 
 
 def test_an_export_that_is_not_the_network_is_exit_1(place):

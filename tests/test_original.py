@@ -3,11 +3,12 @@
 import pickle
 
 import pytest
+import timm
 import torch
 
 from dna_deploy.data import Preprocessing
-from dna_deploy.errors import RequestError
-from dna_deploy.original import Asked, from_model, synthetic
+from dna_deploy.errors import MachineError, RequestError
+from dna_deploy.original import RANDOM, Asked, from_model, synthetic
 
 MODEL = """
 from torch import nn
@@ -49,6 +50,21 @@ def test_weights_are_taken_from_a_checkpoint_without_running_it(own, workdir):
     torch.save({"0.weight": torch.zeros(1)}, workdir / "other.pth")
     with pytest.raises(RequestError, match=r"not the weights of net.py"):
         from_model(Asked(own, weights=workdir / "other.pth", image_size=32))
+
+
+def test_weights_that_cannot_be_had_are_never_replaced_by_random_ones(workdir, monkeypatch):
+    create = timm.create_model
+
+    def offline(name, pretrained=False, **settings):
+        if pretrained:
+            raise OSError("no route to host\nand more")
+        return create(name, **settings)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(MachineError, match=r"could not be had from timm \(no route to host\); give --weights FILE"):
+        from_model(Asked("resnet18", image_size=32))
+    tried = from_model(Asked("resnet18", weights=RANDOM, image_size=32))
+    assert tried.contract.weights == "random" and tried.folder.name == "resnet18-untrained"
 
 
 def test_labels_of_the_wrong_length_are_refused(own, workdir):
