@@ -50,9 +50,13 @@ class HostProfiler:
         }
 
     def visits(self, device: Device, models: Sequence[Model], plan: Plan) -> Iterator[Visit]:
-        load = self.conditions(device)["load"]
-        if isinstance(load, float) and load > 0.5:
-            log.warning("this machine is busy (load %.1f): times taken now come out too long; wait until it is quiet", load)
+        busy = _busy()
+        if busy is not None and busy > 0.3:
+            log.warning(
+                "other work keeps %.1f of %d processors busy: times taken now come out too long; wait until it is quiet",
+                busy,
+                os.cpu_count() or 1,
+            )
         with _pinned(device.cores):
             by_key, held, size = {model.key: model for model in models}, {}, 0
             for key, model in by_key.items():
@@ -164,6 +168,27 @@ def _core_list(text: str) -> set[int]:
     except ValueError:
         raise DeviceUnavailable(f"cores {text!r}: expected numbers such as 0, 0-3 or 0,2") from None
     return cores
+
+
+def _busy(seconds: float = 0.3) -> float | None:
+    """How many processors others keep busy just now, while this process sleeps; None where the system does not say.
+
+    The load average would not do: it counts what this very command has computed in the minute before.
+    """
+
+    def spent() -> tuple[int, int] | None:
+        first = (_read("/proc/stat") or "").partition("\n")[0].split()
+        if first[:1] != ["cpu"] or len(first) < 6:
+            return None
+        ticks = [int(part) for part in first[1:9]]
+        return sum(ticks), ticks[3] + ticks[4]  # all of them, and those idle or waiting for a disk
+
+    before = spent()
+    time.sleep(seconds)
+    after = spent()
+    if before is None or after is None or after[0] == before[0]:
+        return None
+    return (1 - (after[1] - before[1]) / (after[0] - before[0])) * (os.cpu_count() or 1)
 
 
 def _read(path: str) -> str | None:

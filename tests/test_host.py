@@ -76,3 +76,12 @@ def test_pinning_is_done_and_undone():
     for cores, says in (("4000", "usable"), ("big", "expected numbers")):
         with pytest.raises(DeviceUnavailable, match=says):
             next(HOST.visits(Device("cpu", "host", cores=cores), [], Plan()))
+
+
+@pytest.mark.parametrize(("ticks", "busy"), [("100 0 20 480 0 0 0 0", 0.0), ("140 0 40 500 20 0 0 0", 0.6), (None, None)])
+def test_others_are_counted_by_the_processors_they_use(monkeypatch, ticks, busy):
+    """User, nice, system, idle, waiting: of the 200 ticks between two looks at two processors 60 are someone's."""
+    told = iter(["cpu  100 0 20 380 0 0 0 0\ncpu0 1", f"cpu  {ticks}\ncpu0 1"] if ticks else [None, None])
+    monkeypatch.setattr(host, "_read", lambda path: next(told))
+    monkeypatch.setattr(host.os, "cpu_count", lambda: 2)
+    assert host._busy(seconds=0) == (None if busy is None else pytest.approx(busy))

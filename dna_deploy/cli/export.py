@@ -170,9 +170,9 @@ def _show(original: "Original", options: "Options", path: Path, found: "Verifica
 
     rows = [
         [
-            f"{link.against} -> {link.step}" + (", edge inputs" if part.about != "images" else ""),
+            f"{link.against} -> {link.step}",
+            f"{part.images} {part.about}",
             str(part.batch),
-            f"{part.images}",
             f"{part.top1_agreement:.2%}",
             f"{part.largest_difference:.2g}",
             _share(part.accuracy_before),
@@ -182,7 +182,7 @@ def _show(original: "Original", options: "Options", path: Path, found: "Verifica
         for link in (*found.links, *([found.on_device] if found.on_device else []))
         for part in link.comparisons
     ]
-    columns = ["step", "batch", "images", "same top-1", "largest difference", "accuracy before", "after", ""]
+    columns = ["step", "on", "batch", "same top-1", "difference", "accuracy before", "after", ""]
     show(str(path), columns, rows)
     latency = found.latency
     if found.not_run is not None:
@@ -221,4 +221,4 @@ def _against_fp32(precision: str, suffix: str, ms: float, fp32_ms: float) -> str
 
 
 def _share(value: float | None) -> str:
-    return "not known" if value is None else f"{value:.2%}"
+    return "-" if value is None else f"{value:.2%}"
