@@ -26,7 +26,9 @@ def show(title: str, columns: list[str], rows: list[list[str]]) -> None:
     from rich import box
     from rich.table import Table
 
-    table: Table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+    table: Table = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False
+    )
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right")
     for row in rows:

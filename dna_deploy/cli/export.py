@@ -170,7 +170,7 @@ def _show(original: "Original", options: "Options", path: Path, found: "Verifica
 
     rows = [
         [
-            f"{link.against} -> {link.step}",
+            f"{link.against} > {link.step}",
             f"{part.images} {part.about}",
             str(part.batch),
             f"{part.top1_agreement:.2%}",
@@ -182,7 +182,7 @@ def _show(original: "Original", options: "Options", path: Path, found: "Verifica
         for link in (*found.links, *([found.on_device] if found.on_device else []))
         for part in link.comparisons
     ]
-    columns = ["step", "on", "batch", "same top-1", "difference", "accuracy before", "after", ""]
+    columns = ["step", "on", "batch", "same top-1", "off by", "accuracy", "after", ""]
     show(str(path), columns, rows)
     latency = found.latency
     if found.not_run is not None:
@@ -192,13 +192,14 @@ def _show(original: "Original", options: "Options", path: Path, found: "Verifica
         say("the latency of the exported file was not measured: its device is not at hand, or does not run this format")
         return
     if latency.predicted_ms is not None:
-        chain = [["predicted from the table", f"{latency.predicted_ms:.3g} ms", ""]]
+        chain = [["predicted from the table, fp32", f"{latency.predicted_ms:.3g} ms", ""]]
         here = original.picked is not None and original.picked.device == latency.device
         before = read_json(Pick(original.folder.parent).student, Student).measured_ms if here else None
-        stages = {"before": before, "after": latency.measured_ms}
+        precision = "" if options.precision == "fp32" else f", {options.precision}"
+        stages = {"before export": before, f"after export{precision}": latency.measured_ms}
         for stage, ms in stages.items():
             if ms is not None:
-                chain.append([f"measured {stage} export", f"{ms:.3g} ms", f"{ms / latency.predicted_ms - 1:+.1%}"])
+                chain.append([f"measured {stage}", f"{ms:.3g} ms", f"{ms / latency.predicted_ms - 1:+.1%}"])
         show(f"latency on {latency.device}", ["", "one image", "against predicted"], chain)
         if changed := remark(latency.speed):
             say(changed)
