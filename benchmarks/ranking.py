@@ -16,21 +16,20 @@ quiet core a thousand images take the teacher 4 seconds (once), the training 13,
 import itertools
 import json
 import math
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from scipy.stats import kendalltau, rankdata
 
-from benchmarks._cifar10 import cifar10, lite0
+from benchmarks._cifar10 import CACHE, DEVICE, TEACHERS, photographs, teacher_of, test_accuracy
 from benchmarks._nas_bench_macro import SPACE, searched, truth
 from benchmarks._report import Result, arguments, at_least, at_most, plain, report
 from dna_deploy.arch import Architecture
 from dna_deploy.calibrate import Calibration, calibrate
-from dna_deploy.data import Images
 from dna_deploy.distill import Distillation, distill
 from dna_deploy.files import write_text
 from dna_deploy.lessons import KeptLessons
@@ -39,11 +38,8 @@ from dna_deploy.rate import rate, replace_one
 from dna_deploy.ratings import Rating, load_ratings, save_ratings
 from dna_deploy.space import Block
 from dna_deploy.supernet import Supernet
-from dna_deploy.teacher import trunk
 
-CACHE = Path.home() / ".cache" / "dna-deploy" / "ranking"
 RESULTS = Path(__file__).with_name("results") / "ranking.jsonl"
-KEPT = ("blocks.0.0", "blocks.1.1", "blocks.2.1", "blocks.3.2", "blocks.4.2")  # of the teacher; a recipe uses some of them
 BUDGETS = np.arange(0.05, 1, 0.1)  # quantiles of the networks' multiply-adds
 TOP = 5  # best-scored networks that are trained to keep one
 COUNT = 40  # networks a calibration is given
@@ -55,15 +51,13 @@ SCORES: dict[str, Callable[[Rating], float]] = {
     "replace-one": lambda rating: rating.replace_one or 0.0,
     "log replace-one": lambda rating: math.log(rating.replace_one or 1.0),
 }
-TRAIN = 45_000  # of the 50,000 photographs that are not the test set; the others rate
 
 
 @dataclass(frozen=True)
 class Recipe:
     """One way to train and rate; everything a result depends on."""
 
-    stem: str  # features behind the stem, or "image": the stem is trained with the first block
-    last: str  # features behind the last block
+    teacher: str
     epochs: int
     batch: int
     learning_rate: float
@@ -75,37 +69,23 @@ class Recipe:
     seed: int
 
     @property
-    def cuts(self) -> tuple[str | None, ...]:
-        """Behind which of the teacher's modules each block but the last ends."""
-        return (None if self.stem == "image" else self.stem, "blocks.1.1", "blocks.2.1", self.last)
-
-    @property
     def name(self) -> str:
         """Of the supernet, whose training the rating settings do not touch."""
         paths = "fair" if self.fair else "uniform"
         size = f"{self.train_images}x{self.epochs}-b{self.batch}-lr{self.learning_rate:g}"
-        return f"{self.stem}-{self.last}-{paths}-{size}-s{self.seed}"
+        return f"{self.teacher}-{paths}-{size}-s{self.seed}"
 
 
-def lessons(part: str, count: int, cuts: tuple[str | None, ...] = KEPT) -> KeptLessons:
-    """The first `count` photographs of a part, train or held_out, with the teacher's features behind these modules."""
-    source = cifar10()
-    order = [place for place in range(len(source.labels)) if place not in source.fixed_test]
-    random.Random(0).shuffle(order)
-    chosen = (order[:TRAIN] if part == "train" else order[TRAIN:])[:count]
-    teacher = lite0(())
-    assert teacher.image_size is not None
-    places = {place.name: place for place in trunk(teacher.model, teacher.image_size)}
-    teacher = replace(teacher, cuts=tuple(places[name] if name else None for name in cuts))
-    return KeptLessons(teacher, Images(source, chosen, 32), CACHE / f"{teacher.name}-{part}-{count}")
+def lessons(teacher: str, part: str, count: int) -> KeptLessons:
+    """The first `count` photographs of a part, train or held_out, with the teacher's features."""
+    return KeptLessons(teacher_of(teacher), photographs(part, count, 32), CACHE / f"{teacher}-{part}-{count}")
 
 
 def trained(recipe: Recipe) -> Supernet:
     """The supernet of a recipe; an interrupted training goes on at its last whole epoch."""
-    lessons("train", recipe.train_images)  # all features are computed in one pass, whichever the recipe uses
-    taught = lessons("train", recipe.train_images, recipe.cuts)
+    taught = lessons(recipe.teacher, "train", recipe.train_images)
     torch.manual_seed(recipe.seed)
-    supernet = Supernet(SPACE.at(32, 10), taught.teacher)
+    supernet = Supernet(SPACE.at(32, 10), taught.teacher).to(DEVICE)
     how = Distillation(
         epochs=recipe.epochs, batch=recipe.batch, learning_rate=recipe.learning_rate, fair=recipe.fair, seed=recipe.seed
     )
@@ -119,8 +99,7 @@ def rated(recipe: Recipe) -> dict[str, list[Rating]]:
     file = CACHE / recipe.name / f"ratings-{recipe.rating_images}-{recipe.rating_batch}-{recipe.replace_images}.jsonl"
     if not file.exists():
         supernet = trained(recipe)
-        lessons("held_out", recipe.rating_images)
-        held_out = lessons("held_out", recipe.rating_images, recipe.cuts)
+        held_out = lessons(recipe.teacher, "held_out", recipe.rating_images)
         ratings = rate(supernet, held_out, range(recipe.rating_images), recipe.rating_batch)
         if recipe.replace_images:
             middle = Architecture(space, tuple(block.candidates[block.size // 2] for block in space.blocks))
@@ -259,16 +238,16 @@ def rivals(draws: int) -> list[Result]:
 
 def keep(recipe: Recipe, results: Sequence[Result]) -> None:
     """The recipe's line in the results file, in place of an earlier one of the same recipe."""
-    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    rows = [row for row in rows if row["recipe"] != asdict(recipe)]
-    rows.append({"recipe": asdict(recipe), "results": {result.measure: round(result.value, 4) for result in results}})
-    write_text(RESULTS, "".join(json.dumps(row) + "\n" for row in rows))
+    with FileLock(RESULTS.with_name(".ranking.lock")):
+        rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+        rows = [row for row in rows if row["recipe"] != asdict(recipe)]
+        rows.append({"recipe": asdict(recipe), "results": {result.measure: round(result.value, 4) for result in results}})
+        write_text(RESULTS, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--stem", default="image", choices=("image", "blocks.0.0"), help="what the first block gets")
-    parser.add_argument("--last", default="blocks.4.2", choices=("blocks.3.2", "blocks.4.2"), help="what the last block imitates")
+    parser.add_argument("--teacher", default="lite0-64px", choices=TEACHERS)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
@@ -286,7 +265,7 @@ def main() -> None:
     found = rated(recipe)
     ratings = [found[block.name] for block in searched(SPACE.at(32, 10))]
     draws = 4 if quick else 20
-    results = rivals(draws)
+    results = [Result("the teacher's test accuracy", test_accuracy(recipe.teacher), ""), *rivals(draws)]
     for name, score in SCORES.items():
         if "replace-one" in name and not recipe.replace_images:
             continue

@@ -96,8 +96,9 @@ def uniforms(space, predictor: LatencyPredictor, budget_ms: float) -> list[Archi
     return sorted(found, key=lambda arch: -predictor.network_ms(arch.ops))[:UNIFORM]
 
 
-def one_seed(seed: int, args, predictor: LatencyPredictor, budget_ms: float) -> None:
-    asked = Asked(
+def asked_of(seed: int, teacher_epochs: int, distill_epochs: int, distill_batch: int) -> Asked:
+    """What the run of a seed is asked for; benchmarks.inherited asks for the same runs."""
+    return Asked(
         teacher=TEACHER,
         teacher_weights=None,
         cut=[],
@@ -105,12 +106,16 @@ def one_seed(seed: int, args, predictor: LatencyPredictor, budget_ms: float) -> 
         data_root=None,
         space="mobile",
         image_size=SIZE,
-        teacher_epochs=args.teacher_epochs,
-        distill_epochs=args.distill_epochs,
-        distill_batch=args.distill_batch,
+        teacher_epochs=teacher_epochs,
+        distill_epochs=distill_epochs,
+        distill_batch=distill_batch,
         rating_images=128,
         seed=seed,
     )
+
+
+def one_seed(seed: int, args, predictor: LatencyPredictor, budget_ms: float) -> None:
+    asked = asked_of(seed, args.teacher_epochs, args.distill_epochs, args.distill_batch)
     name = f"benchmark-student-{seed}"
     found = search(asked, name, [Wish(predictor.table.path, budget_ms)])
     run, space = open_run(name, asked), found.architecture.space
