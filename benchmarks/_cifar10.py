@@ -15,6 +15,7 @@ from torch import nn
 from dna_deploy.checkpoint import load_checkpoint, save_checkpoint
 from dna_deploy.data import Images, Preprocessing, Source
 from dna_deploy.files import write_json
+from dna_deploy.machine import this_machine
 from dna_deploy.teacher import Teacher, read_weights, trunk, untrained
 from dna_deploy.train import Training, accuracy, logits_of, train
 
@@ -22,7 +23,6 @@ FOLDER = Path(__file__).parent.parent.parent / "shared" / "cifar10"
 CACHE = Path.home() / ".cache" / "dna-deploy" / "ranking"
 TRAIN = 45_000  # of the 50,000 photographs that are not the test set; the others rate
 PREPROCESSING = Preprocessing((0.5,) * 3, (0.5,) * 3)
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True)
@@ -95,17 +95,19 @@ def teacher_of(name: str) -> Teacher:
     """A known teacher, cut; trained on the training photographs first where it has to be, which is kept."""
     known = TEACHERS[name]
     model = known.model()
-    folder = CACHE / f"teacher-{name}"
+    folder, machine = CACHE / f"teacher-{name}", this_machine()
     if known.training is not None:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "weights.safetensors").exists():
-            model.to(DEVICE)
+            model.to(machine.device)
             images = photographs("train", TRAIN, known.image_size)
-            train(model, images, PREPROCESSING, known.training, folder / "partial.safetensors", f"training {name}")
+            train(
+                model, images, PREPROCESSING, known.training, folder / "partial.safetensors", f"training {name}", machine=machine
+            )
             save_checkpoint(folder / "weights.safetensors", model, None, known.training.epochs)
             (folder / "partial.safetensors").unlink()
         load_checkpoint(folder / "weights.safetensors", model)
-    model.eval().requires_grad_(False).to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.eval().requires_grad_(False).to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     places = {place.name: place for place in trunk(model, known.image_size)}
     return Teacher(name, model, PREPROCESSING, (None, *(places[cut] for cut in known.cuts)), known.image_size)
 

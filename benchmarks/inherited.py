@@ -20,14 +20,13 @@ from dna_deploy.budget import Wish
 from dna_deploy.data import Images, open_source
 from dna_deploy.predictor import LatencyPredictor
 from dna_deploy.run import open_run
-from dna_deploy.search import inherit_and_train, prepare_teacher, search, splits
+from dna_deploy.search import inherit_and_train, machine_of, prepare_teacher, search, splits
 from dna_deploy.supernet import Supernet
 from dna_deploy.table import LatencyTable, find_table
 from dna_deploy.train import Guide, Training, accuracy, logits_of, train
 
 RESULTS = Path(__file__).with_name("results") / "inherited.jsonl"
 STARTS = ("inherited", "scratch", "scratch, 5 times the epochs", "scratch on labels alone, 5 times the epochs")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def kept() -> list[dict]:
@@ -41,7 +40,7 @@ def one_seed(seed: int, epochs: int, budget_ms: float) -> None:
     run, arch = open_run(name, asked), found.architecture
     source = open_source("elpv")
     parts = splits(run, source)
-    teacher = prepare_teacher(run, source, parts, arch.space)
+    teacher, machine = prepare_teacher(run, source, parts, arch.space), machine_of(run)
     images, test = Images(source, parts.train, SIZE), Images(source, parts.test, SIZE)
     done = {row["start"] for row in kept() if (row["seed"], row["epochs"]) == (seed, epochs)}
     for start in STARTS:
@@ -53,10 +52,10 @@ def one_seed(seed: int, epochs: int, budget_ms: float) -> None:
             network = inherit_and_train(run, source, parts, teacher, arch, epochs, checkpoint)
         else:
             torch.manual_seed(seed)
-            network = arch.module(teacher.padding).to(DEVICE)
-            guide = None if "labels" in start else Guide(teacher, Supernet(arch.space, teacher).adapters(arch).to(DEVICE))
+            network = arch.module(teacher.padding).to(machine.device)
+            guide = None if "labels" in start else Guide(teacher, Supernet(arch.space, teacher).adapters(arch).to(machine.device))
             how = Training(epochs=epochs * (5 if "5 times" in start else 1), seed=seed)
-            train(network, images, teacher.preprocessing, how, checkpoint, start, guide)
+            train(network, images, teacher.preprocessing, how, checkpoint, start, guide, machine)
         reached = accuracy(logits_of(network, test, teacher.preprocessing), test.labels)
         row = {"seed": seed, "start": start, "epochs": epochs, "network": arch.text, "test": reached, "test_images": len(test)}
         with RESULTS.open("a") as file:

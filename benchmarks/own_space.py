@@ -17,19 +17,20 @@ import json
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.stats import kendalltau
 
-from benchmarks._cifar10 import CACHE, DEVICE, PREPROCESSING, TRAIN, cifar10, photographs, teacher_of
+from benchmarks._cifar10 import CACHE, PREPROCESSING, TRAIN, cifar10, photographs, teacher_of
 from benchmarks._report import Result, arguments, report
 from dna_deploy.arch import Architecture, sample
 from dna_deploy.data import Images
 from dna_deploy.distill import Distillation, distill
 from dna_deploy.lessons import Lessons
+from dna_deploy.machine import this_machine
 from dna_deploy.plugins import find
 from dna_deploy.predictor import LatencyPredictor
 from dna_deploy.rate import rate
@@ -124,14 +125,15 @@ def train_all(how: Training, share: tuple[int, int]) -> None:
     wanted = [(number, row["key"], seed) for seed in range(SEEDS) for number, row in enumerate(kept("network"))]
     source = cifar10()
     images = test = None
+    machine = this_machine(amp=False)
     for number, key, seed in [piece for piece in wanted if piece[1:] not in done][share[0] - 1 :: share[1]]:
         images = images or photographs("train", TRAIN, SIZE)
         test = test or Images(source, sorted(source.fixed_test), SIZE)
         torch.manual_seed(seed)
-        network = Architecture.parse(key).module().to(DEVICE)
+        network = Architecture.parse(key).module().to(machine.device)
         checkpoint = CACHE / f"own-space-{number}-{seed}.safetensors"
-        seeded = Training(how.epochs, how.batch, how.learning_rate, how.weight_decay, seed=seed)
-        train(network, images, PREPROCESSING, seeded, checkpoint, f"seed {seed}: {key}")
+        seeded = replace(how, seed=seed)
+        train(network, images, PREPROCESSING, seeded, checkpoint, f"seed {seed}: {key}", machine=machine)
         checkpoint.unlink()
         reached = accuracy(logits_of(network, test, PREPROCESSING, 250), test.labels)
         keep({"role": "trained", "key": key, "seed": seed, "epochs": how.epochs, "test": reached})
@@ -143,18 +145,19 @@ def rated(recipe: Recipe) -> dict[str, list[Rating]]:
     file = CACHE / recipe.name / f"ratings-{recipe.rating_images}.jsonl"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        whole = teacher_of(recipe.teacher)
+        whole, machine = teacher_of(recipe.teacher), this_machine(amp=False)
         teacher = Teacher(whole.name, whole.model, whole.preprocessing, cut(whole.model, space))
         torch.manual_seed(recipe.seed)
-        supernet = Supernet(space, teacher).to(DEVICE)
+        supernet = Supernet(space, teacher).to(machine.device)
         if recipe.warm:
             warm_start(supernet, teacher)
-        how = Distillation(recipe.epochs, recipe.batch, recipe.learning_rate, fair=recipe.fair, seed=recipe.seed)
+        how = Distillation(recipe.epochs, recipe.batch, learning_rate=recipe.learning_rate, fair=recipe.fair, seed=recipe.seed)
         distill(
             supernet,
             Lessons(teacher, photographs("train", recipe.train_images, SIZE)),
             how,
             file.with_name("supernet.safetensors"),
+            machine,
         )
         held_out = Lessons(teacher, photographs("held_out", recipe.rating_images, SIZE))
         save_ratings(file, rate(supernet, held_out, range(recipe.rating_images), 128))

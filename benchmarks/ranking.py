@@ -25,7 +25,7 @@ import torch
 from filelock import FileLock
 from scipy.stats import kendalltau, rankdata
 
-from benchmarks._cifar10 import CACHE, DEVICE, TEACHERS, photographs, teacher_of, test_accuracy
+from benchmarks._cifar10 import CACHE, TEACHERS, photographs, teacher_of, test_accuracy
 from benchmarks._nas_bench_macro import SPACE, searched, truth
 from benchmarks._report import Result, arguments, at_least, at_most, plain, report
 from dna_deploy.arch import Architecture
@@ -33,6 +33,7 @@ from dna_deploy.calibrate import Calibration, calibrate
 from dna_deploy.distill import Distillation, distill
 from dna_deploy.files import write_text
 from dna_deploy.lessons import KeptLessons
+from dna_deploy.machine import this_machine
 from dna_deploy.pick import pareto_front
 from dna_deploy.rate import rate, replace_one
 from dna_deploy.ratings import Rating, load_ratings, save_ratings
@@ -83,13 +84,13 @@ def lessons(teacher: str, part: str, count: int) -> KeptLessons:
 
 def trained(recipe: Recipe) -> Supernet:
     """The supernet of a recipe; an interrupted training goes on at its last whole epoch."""
-    taught = lessons(recipe.teacher, "train", recipe.train_images)
+    taught, machine = lessons(recipe.teacher, "train", recipe.train_images), this_machine(amp=False)
     torch.manual_seed(recipe.seed)
-    supernet = Supernet(SPACE.at(32, 10), taught.teacher).to(DEVICE)
+    supernet = Supernet(SPACE.at(32, 10), taught.teacher).to(machine.device)
     how = Distillation(
         epochs=recipe.epochs, batch=recipe.batch, learning_rate=recipe.learning_rate, fair=recipe.fair, seed=recipe.seed
     )
-    distill(supernet, taught, how, CACHE / recipe.name / "supernet.safetensors")
+    distill(supernet, taught, how, CACHE / recipe.name / "supernet.safetensors", machine)
     return supernet
 
 

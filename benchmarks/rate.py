@@ -31,10 +31,10 @@ def main() -> None:
     into, target = features[2], features[3]
 
     def shared():
-        return {candidate.text: scores(y, target) for candidate, y in outputs(part, into)}
+        return {candidate.text: scores(y, target).tolist() for candidate, y in outputs(part, into)}
 
     def alone():
-        return {candidate.text: scores(part(into, candidate), target) for candidate in part.piece.block.candidates}
+        return {candidate.text: scores(part(into, candidate), target).tolist() for candidate in part.piece.block.candidates}
 
     largest, ratios = 0.0, []
     with torch.no_grad(), frozen_statistics(part):

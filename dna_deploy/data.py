@@ -1,6 +1,7 @@
 """Labelled images: where they come from, how they are split, and the batches they are handed out in."""
 
 import importlib.util
+import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -149,25 +150,46 @@ class Preprocessing:
     std: tuple[float, float, float]
 
     def __call__(self, batch: "torch.Tensor") -> "torch.Tensor":
-        """uint8 (N, 3, H, W) -> float32, channels last, which is the faster layout for convolutions on a CPU."""
+        """uint8 (N, 3, H, W) -> float32, channels last, which is the faster layout for convolutions."""
         import torch
 
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) * 255 for values in (self.mean, self.std))
+        mean, std = (sent(torch.tensor(values).view(1, 3, 1, 1) * 255, batch.device) for values in (self.mean, self.std))
         return batch.float().sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
 
 
-def augmented(batch: "torch.Tensor", seed: int) -> "torch.Tensor":
-    """Each image mirrored at random and shifted by up to an eighth, its border repeated; the same for the same seed."""
-    import torch
+@dataclass(frozen=True)
+class Augmentation:
+    """Each image mirrored at random and shifted by up to an eighth, its border repeated; the same for the same seed.
 
-    generator = torch.Generator().manual_seed(seed)
-    count, _, height, width = batch.shape
-    reach = max(1, height // 8)
-    mirrored = torch.where((torch.rand(count, generator=generator) < 0.5).view(-1, 1, 1, 1), batch.flip(-1), batch)
-    shifts = torch.randint(-reach, reach + 1, (2, count, 1), generator=generator)
-    rows = (torch.arange(height) + shifts[0]).clamp_(0, height - 1)
-    columns = (torch.arange(width) + shifts[1]).clamp_(0, width - 1)
-    return mirrored[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    It is drawn for all `count` images of a step, so that an image is treated alike on every device and however the step is
+    divided; `first` is the place in the step of the first image it is given.
+    """
+
+    seed: int
+    count: int
+    first: int = 0
+
+    def __call__(self, batch: "torch.Tensor") -> "torch.Tensor":
+        """uint8 (N, 3, H, W) -> the same shape, where it lies: bytes are what should travel to a GPU."""
+        import torch
+
+        generator = torch.Generator().manual_seed(self.seed)
+        own = slice(self.first, self.first + len(batch))
+        height, width = batch.shape[2:]
+        reach = max(1, height // 8)
+        mirror = (torch.rand(self.count, generator=generator) < 0.5)[own]
+        shifts = torch.randint(-reach, reach + 1, (2, self.count, 1), generator=generator)[:, own]
+        rows = (torch.arange(height) + shifts[0]).clamp_(0, height - 1)
+        columns = (torch.arange(width) + shifts[1]).clamp_(0, width - 1)
+        mirror, rows, columns = (sent(drawn, batch.device) for drawn in (mirror, rows, columns))
+        mirrored = torch.where(mirror.view(-1, 1, 1, 1), batch.flip(-1), batch)
+        images = torch.arange(len(batch), device=batch.device)[:, None, None]
+        return mirrored[images, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def sent(tensor: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
+    """The tensor on the device; to a GPU out of pinned memory, so that nobody waits for the copy."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def epoch_batches(count: int, size: int, seed: int, epoch: int) -> "list[list[int]]":
@@ -178,6 +200,13 @@ def epoch_batches(count: int, size: int, seed: int, epoch: int) -> "list[list[in
     order = torch.randperm(count, generator=generator).tolist()
     size = min(size, count)
     return [order[start : start + size] for start in range(0, count - size + 1, size)]
+
+
+def parts_of(places: Sequence[int], count: int) -> "list[tuple[int, Sequence[int]]]":
+    """A batch in `count` parts as even as can be, fewer where it has fewer images: each with the place it begins at."""
+    count = min(count, len(places))
+    ends = [len(places) * part // count for part in range(count + 1)]
+    return [(begin, places[begin:end]) for begin, end in itertools.pairwise(ends)]
 
 
 def open_source(spec: str, root: str | None = None) -> Source:

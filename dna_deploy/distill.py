@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 
 from dna_deploy.checkpoint import load_checkpoint, save_checkpoint
-from dna_deploy.data import epoch_batches
+from dna_deploy.data import Augmentation, epoch_batches, parts_of
 from dna_deploy.errors import MachineError
 from dna_deploy.lessons import Lessons
+from dna_deploy.machine import CPU, Machine
 from dna_deploy.progress import bar
 from dna_deploy.space import Block, Candidate
 from dna_deploy.supernet import Supernet
@@ -23,10 +24,15 @@ from dna_deploy.supernet import Supernet
 
 @dataclass(frozen=True)
 class Distillation:
-    """How the supernet is trained."""
+    """How the supernet is trained.
+
+    With `accumulate` a batch is worked in so many parts, for memory that does not hold it at once. The gradient is the mean
+    over the images all the same, but statistics, those of BatchNorm and of the teacher's signal, are each part's own.
+    """
 
     epochs: int = 4
     batch: int = 16
+    accumulate: int = 1
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
     fair: bool = False  # divide each batch among paths that use every op of a layer once (FairNAS: Chu et al., ICCV 2021)
@@ -34,7 +40,8 @@ class Distillation:
 
 
 def noise_to_signal(y: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean squared error over the target's variance, both per channel (N, C, ...), averaged over channels."""
+    """Mean squared error over the target's variance, both per channel (N, C, ...), averaged over channels; in float32."""
+    y, target = y.float(), target.float()
     dims = [0, *range(2, target.ndim)]
     error = (y - target).square().mean(dims)
     return (error / (target.var(dims, correction=0) + 1e-6)).mean()
@@ -59,28 +66,35 @@ def _shuffled(ops: int, count: int, rng: random.Random) -> list[int]:
 
 
 def step(
-    supernet: Supernet, features: Sequence[torch.Tensor], image: torch.Tensor, paths: Sequence[Sequence[Candidate]]
+    supernet: Supernet,
+    features: Sequence[torch.Tensor],
+    image: torch.Tensor,
+    paths: Sequence[Sequence[Candidate]],
+    machine: Machine = CPU,
+    weight: float = 1.0,
 ) -> list[torch.Tensor]:
     """Forward and backward of each piece's paths, piece by piece, so that only one path's activations are held.
 
     `features` are the teacher's, one for each piece; `image` is what the first piece gets. Several paths of a piece
-    divide the batch among them. Returns the losses, one a piece.
+    divide the batch among them. Returns the losses times `weight`, one a piece: the share of the images in the whole step.
     """
     losses = []
     for part, into, target, drawn in zip(supernet.pieces, [image, *features[:-1]], features, paths, strict=True):
         share = min(len(drawn), len(into))
         total = torch.zeros((), device=into.device)
         for path, x, y in zip(drawn, into.chunk(share), target.chunk(share), strict=False):
-            loss = noise_to_signal(part(x, path), y) / share
+            with machine.autocast():
+                loss = noise_to_signal(part(x, path), y) / share * weight
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         losses.append(total)
     return losses
 
 
-def distill(supernet: Supernet, lessons: Lessons, how: Distillation, checkpoint: Path) -> None:
+def distill(supernet: Supernet, lessons: Lessons, how: Distillation, checkpoint: Path, machine: Machine = CPU) -> None:
     """Train the supernet; continues from `checkpoint`, written after every epoch, and leaves the result there."""
-    optimizer = torch.optim.AdamW(supernet.parameters(), lr=how.learning_rate, weight_decay=how.weight_decay)
+    weights = supernet.parameters()
+    optimizer = torch.optim.AdamW(weights, how.learning_rate, weight_decay=how.weight_decay, fused=machine.fused)
     first = load_checkpoint(checkpoint, supernet, optimizer)
     if first >= how.epochs:
         return
@@ -89,22 +103,50 @@ def distill(supernet: Supernet, lessons: Lessons, how: Distillation, checkpoint:
     with bar("distilling all blocks", how.epochs * steps) as advance:
         advance(first * steps)
         for epoch in range(first, how.epochs):
+            watch = Watch(f"distillation diverged in epoch {epoch + 1}")
             for number, places in enumerate(epoch_batches(len(lessons), how.batch, how.seed, epoch)):
                 at = epoch * steps + number
                 rng = random.Random(f"{how.seed}/{at}")
-                image, features = lessons.batch(places, how.seed * 1_000_003 + at)
                 set_rate(optimizer, how.learning_rate, at / (how.epochs * steps))
                 optimizer.zero_grad(set_to_none=True)
                 paths = [draw(part.piece.block, rng, how.fair) for part in supernet.pieces]
-                losses = step(supernet, features, image, paths)
-                if not all(math.isfinite(loss) for loss in losses):
-                    raise MachineError(
-                        f"distillation diverged in epoch {epoch + 1}: losses {[f'{loss:.3g}' for loss in losses]}; "
-                        "check the teacher's features for NaN, or lower --learning-rate; the last whole epoch is kept"
-                    )
+                for begin, some in parts_of(places, how.accumulate):
+                    with machine.autocast():
+                        image, features = lessons.batch(some, Augmentation(how.seed * 1_000_003 + at, len(places), begin))
+                    watch.add(step(supernet, features, image, paths, machine, len(some) / len(places)))
                 optimizer.step()
                 advance(1)
+            watch.require_finite()
             save_checkpoint(checkpoint, supernet, optimizer, epoch + 1)
+
+
+class Watch:
+    """Stops a training whose loss is no number any more.
+
+    Losses are summed where they are, for such a one stays in the sum, and a GPU is asked rarely: it has to be waited for.
+    """
+
+    EVERY = 50  # additions
+
+    def __init__(self, diverged: str) -> None:
+        self.diverged = diverged
+        self.sum = torch.zeros(1)
+        self.count = 0
+
+    def add(self, losses: Sequence[torch.Tensor]) -> None:
+        found = torch.stack(list(losses))
+        self.sum = self.sum + found if self.count else found
+        self.count += 1
+        if self.count % self.EVERY == 0:
+            self.require_finite()
+
+    def require_finite(self) -> None:
+        losses = self.sum.tolist()
+        if not all(map(math.isfinite, losses)):
+            raise MachineError(
+                f"{self.diverged}: mean losses {', '.join(f'{loss / self.count:.3g}' for loss in losses)}; check images and "
+                "teacher for NaN, lower the learning rate or the batch, or leave out --amp; the last whole epoch is kept"
+            )
 
 
 def set_rate(optimizer: torch.optim.Optimizer, peak: float, done: float) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from dna_deploy.data import Images, augmented
+from dna_deploy.data import Augmentation, Images, sent
 from dna_deploy.errors import RunError
 from dna_deploy.files import disk_errors, read_json, write_json
 from dna_deploy.progress import bar
@@ -30,23 +30,17 @@ class Lessons:
     def __len__(self) -> int:
         return len(self.images)
 
-    def batch(self, places: Sequence[int], augmentation: int | None = None) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The images at these places as the teacher takes them, and its features, one a piece.
-
-        `augmentation` is the seed of it; None leaves the images as they are.
-        """
-        pixels = self.images.batch(places)
-        image = self._image(pixels if augmentation is None else augmented(pixels, augmentation))
+    def batch(self, places: Sequence[int], augmentation: Augmentation | None = None) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The images at these places as the teacher takes them, and its features, one a piece, on the teacher's device."""
+        pixels = sent(self.images.batch(places), next(self.teacher.model.parameters()).device)
+        image = self.teacher.preprocessing(pixels if augmentation is None else augmentation(pixels))
         return image, self.teacher.features(image)
-
-    def _image(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.teacher.preprocessing(pixels).to(next(self.teacher.model.parameters()).device)
 
 
 class KeptLessons(Lessons):
     """The same from features kept in `folder` as float16, one memory-mapped file a cut; an interrupted pass goes on.
 
-    Images are never augmented: `batch` does not use the seed.
+    Images are never augmented, whatever `batch` is told.
     """
 
     def __init__(self, teacher: Teacher, images: Images, folder: Path) -> None:
@@ -55,10 +49,11 @@ class KeptLessons(Lessons):
         self.names = [*(cut.name for cut in teacher.cuts if cut is not None), "logits"]
         self._kept = self._prepare()
 
-    def batch(self, places: Sequence[int], augmentation: int | None = None) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        image = self._image(self.images.batch(places))
+    def batch(self, places: Sequence[int], augmentation: Augmentation | None = None) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        device = next(self.teacher.model.parameters()).device
         order = np.asarray(places)
-        return image, [_loaded(kept[order]).to(image.device) for kept in self._kept]
+        image = self.teacher.preprocessing(sent(self.images.batch(places), device))
+        return image, [_loaded(kept[order], device) for kept in self._kept]
 
     def _prepare(self) -> "list[np.memmap[Any, Any]]":
         first = [_stored(feature) for feature in super().batch([0])[1]]
@@ -120,6 +115,6 @@ def _stored(feature: torch.Tensor) -> "np.ndarray[Any, Any]":
     return array
 
 
-def _loaded(array: "np.ndarray[Any, Any]") -> torch.Tensor:
-    found = torch.from_numpy(array).float()
+def _loaded(array: "np.ndarray[Any, Any]", device: torch.device) -> torch.Tensor:
+    found = sent(torch.from_numpy(array), device).float()
     return found.permute(0, 3, 1, 2) if found.ndim == 4 else found

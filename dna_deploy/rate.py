@@ -22,7 +22,7 @@ from dna_deploy.supernet import PieceSupernet, Supernet
 def rate(supernet: Supernet, lessons: Lessons, places: Sequence[int], batch: int = 64) -> list[Rating]:
     """The ratings of every candidate of every searched block, averaged over batches of the images at `places`."""
     batches = [places[start : start + batch] for start in range(0, len(places), batch)]
-    sums: dict[tuple[str, str], list[float]] = {}
+    sums: dict[tuple[str, str], torch.Tensor] = {}  # they stay on the device: asking a GPU for each would stall it
     total = sum(part.piece.block.size for part in _searched(supernet)) * len(batches)
     supernet.train()  # BatchNorm by the batch's own statistics
     with torch.no_grad(), frozen_statistics(supernet), bar("rating every candidate", total) as advance:
@@ -33,11 +33,12 @@ def rate(supernet: Supernet, lessons: Lessons, places: Sequence[int], batch: int
                     continue
                 for candidate, y in outputs(part, into):
                     share = len(some) / len(places)
-                    found = sums.setdefault((part.piece.block.name, candidate.text), [0.0, 0.0])
-                    for place, score in enumerate(scores(y, target)):
-                        found[place] += share * score
+                    key = (part.piece.block.name, candidate.text)
+                    found = scores(y, target) * share
+                    sums[key] = sums[key] + found if key in sums else found
                     advance(1)
-    return [Rating(block, text, l1, nsr) for (block, text), (l1, nsr) in sums.items()]
+    values = torch.stack(list(sums.values())).tolist()
+    return [Rating(block, text, l1, nsr) for (block, text), (l1, nsr) in zip(sums, values, strict=True)]
 
 
 def replace_one(
@@ -53,7 +54,7 @@ def replace_one(
     batches = [places[start : start + batch] for start in range(0, len(places), batch)]
     by_name = {block.name: own for block, own in zip(reference.space.blocks, reference.candidates, strict=True)}
     chain = [(part, by_name[part.piece.block.name]) for part in supernet.pieces]
-    sums: dict[tuple[str, str], float] = {}
+    sums: dict[tuple[str, str], torch.Tensor] = {}
     supernet.train()
     with torch.no_grad(), frozen_statistics(supernet), bar("replacing one block", len(batches) * len(chain)) as advance:
         for some in batches:
@@ -66,10 +67,11 @@ def replace_one(
                             y = behind(y, chosen)
                         divergence = functional.kl_div(y.log_softmax(1), taught, reduction="batchmean", log_target=True)
                         key = (part.piece.block.name, candidate.text)
-                        sums[key] = sums.get(key, 0.0) + float(divergence) * len(some) / len(places)
+                        found = divergence.double() * len(some) / len(places)
+                        sums[key] = sums[key] + found if key in sums else found
                 x = part(x, own)
                 advance(1)
-    return sums
+    return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
 
 
 def outputs(part: PieceSupernet, x: torch.Tensor) -> Iterator[tuple[Candidate, torch.Tensor]]:
@@ -97,13 +99,13 @@ def outputs(part: PieceSupernet, x: torch.Tensor) -> Iterator[tuple[Candidate, t
         yield from walk(y, (), [cell for cell in piece.block.cells if piece.before or str(cell.in_shape[0]) == width])
 
 
-def scores(y: torch.Tensor, target: torch.Tensor) -> tuple[float, float]:
-    """(relative L1, noise-to-signal ratio) of an output against the teacher's features."""
+def scores(y: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """(relative L1, noise-to-signal ratio) of an output against the teacher's features, float64."""
     dims = [0, *range(2, target.ndim)]
     difference = y - target
     l1 = difference.abs().mean() / target.std()
     nsr = (difference.square().mean(dims) / (target.var(dims, correction=0) + 1e-6)).mean()
-    return float(l1), float(nsr)
+    return torch.stack([l1, nsr]).double()
 
 
 class frozen_statistics:

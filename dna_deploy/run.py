@@ -16,7 +16,7 @@ runs/NAME/                 one teacher, data set and space; serves every device 
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from dna_deploy.confirm import Tried
@@ -43,6 +43,9 @@ class Asked:
     rating_images: int
     seed: int
     keep_features: bool = False  # the teacher's, computed once and read from disk; images are not augmented then
+    batch: int | None = None  # of whole networks, the teacher's fine-tuning among them; None: 32 for it, 16 for others
+    accumulate: int = 1
+    amp: bool | None = None  # bfloat16 in forward passes; None until the first training decides for its machine
     schema: str = "dna-deploy/run/1"
 
 
@@ -137,6 +140,10 @@ class Run:
     def asked(self) -> Asked:
         return read_json(self.folder / "run.json", Asked)
 
+    def decide(self, *, amp: bool) -> None:
+        """Record the precision this run trains in from now on."""
+        write_json(self.folder / "run.json", replace(self.asked, amp=amp))
+
     def pick(self, device: str, budget_ms: float) -> "Pick":
         return self.picked([(device, budget_ms)])
 
@@ -193,7 +200,7 @@ def open_run(name: str | None, asked: Asked) -> Run:
         return Run(folder)
     before = read_json(file, Asked)
     for key, value in asdict(asked).items():
-        if (then := getattr(before, key)) != value:
+        if (then := getattr(before, key)) != value and (key, value) != ("amp", None):
             flag = "--" + key.replace("_", "-")
             raise RunError(f"{folder}: was made with {flag} {then}, now asked for {value}; choose another --run NAME")
     return Run(folder)

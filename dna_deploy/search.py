@@ -1,5 +1,6 @@
 """The second recipe: from a teacher, labelled images and a latency budget to the network found, trained and measured."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ from profilers import Model
 if TYPE_CHECKING:
     from torch import nn
 
+    from dna_deploy.machine import Machine
     from dna_deploy.teacher import Teacher
 
 
@@ -54,19 +56,25 @@ def rate_all(run: Run, source: Source, space: SearchSpace) -> None:
     from dna_deploy.supernet import Supernet
     from dna_deploy.warm import warm_start
 
-    asked = run.asked
+    asked, machine = run.asked, machine_of(run)
     if source.licence:
         say(f"data {source.name}: {source.licence}")
     parts = splits(run, source)
     teacher = prepare_teacher(run, source, parts, space)
-    supernet = Supernet(space, teacher).to(_device())
+    supernet = Supernet(space, teacher).to(machine.device)
     started, ops = warm_start(supernet, teacher)
     say(f"{started} of {ops} ops start from the teacher's layers of their shape")
     images = Images(source, parts.train, asked.image_size)
     features = run.folder / "features"
     lessons = KeptLessons(teacher, images, features) if asked.keep_features else Lessons(teacher, images)
-    how = Distillation(epochs=asked.distill_epochs, batch=asked.distill_batch, seed=asked.seed)
-    distill(supernet, lessons, how, run.supernet)
+    how = Distillation(
+        epochs=asked.distill_epochs,
+        batch=asked.distill_batch,
+        accumulate=asked.accumulate,
+        learning_rate=larger_step(2e-3, asked.distill_batch, 16),
+        seed=asked.seed,
+    )
+    distill(supernet, lessons, how, run.supernet, machine)
     held_out = Lessons(teacher, Images(source, parts.held_out, asked.image_size))
     places = np.random.default_rng(asked.seed).permutation(len(held_out))[: asked.rating_images]
     ratings = rate(supernet, held_out, places.tolist())
@@ -89,25 +97,28 @@ def prepare_teacher(run: Run, source: Source, parts: Split, space: SearchSpace) 
     from dna_deploy.teacher import Teacher, create, cut, require_scores, untrained
     from dna_deploy.train import Training, accuracy, logits_of, train
 
-    asked = run.asked
+    asked, machine = run.asked, machine_of(run)
     if run.teacher_report.exists():
         report = read_json(run.teacher_report, TeacherReport)
         model = untrained(asked.teacher, len(source.classes))
         load_checkpoint(run.teacher, model)
         preprocessing = Preprocessing(tuple(report.mean), tuple(report.std))  # type: ignore[arg-type]
-        model.to(_device())
+        model.to(machine.device)
     else:
         weights = Path(asked.teacher_weights) if asked.teacher_weights else None
         model, preprocessing, ready = create(asked.teacher, len(source.classes), weights)
         cut(model, space, asked.cut)  # refused now rather than after the fine-tuning
         require_scores(model, space)
-        model.to(_device())
+        model.to(machine.device)
         if not ready:
             say(f"teacher {asked.teacher}: its classes differ, fine-tuning it on {len(parts.train)} images")
-            how = Training(epochs=asked.teacher_epochs, batch=32, learning_rate=1e-3, seed=asked.seed)
+            batch = asked.batch or 32
+            rate = larger_step(1e-3, batch, 32)
+            how = Training(asked.teacher_epochs, batch, asked.accumulate, learning_rate=rate, seed=asked.seed)
             images = Images(source, parts.train, asked.image_size)
-            train(model, images, preprocessing, how, run.folder / "teacher-training.safetensors", "fine-tuning the teacher")
-            (run.folder / "teacher-training.safetensors").unlink(missing_ok=True)
+            partial = run.folder / "teacher-training.safetensors"
+            train(model, images, preprocessing, how, partial, "fine-tuning the teacher", machine=machine)
+            partial.unlink(missing_ok=True)
         save_checkpoint(run.teacher, model, None, 0)
         test = Images(source, parts.test, asked.image_size)
         found = accuracy(logits_of(model, test, preprocessing), test.labels)
@@ -170,16 +181,26 @@ def inherit_and_train(
     if not run.supernet.exists():
         raise MachineError(f"{run.supernet}: the block weights are gone; delete {run.ratings} and run dna-search again")
     load_checkpoint(run.supernet, supernet)
-    network = supernet.build(arch).to(_device())
+    machine, batch = machine_of(run), run.asked.batch or 16
+    network = supernet.build(arch).to(machine.device)
     images = Images(source, parts.train, run.asked.image_size)
     settle_statistics(network, images, teacher.preprocessing, range(min(512, len(images))))
-    guide = Guide(teacher, supernet.adapters(arch).to(_device()))
-    how = Training(epochs=epochs, seed=run.asked.seed)
-    train(network, images, teacher.preprocessing, how, checkpoint, "training the found network", guide)
+    guide = Guide(teacher, supernet.adapters(arch).to(machine.device))
+    how = Training(epochs, batch, run.asked.accumulate, learning_rate=larger_step(2e-3, batch, 16), seed=run.asked.seed)
+    train(network, images, teacher.preprocessing, how, checkpoint, "training the found network", guide, machine)
     return network
 
 
-def _device() -> str:
-    import torch
+def machine_of(run: Run) -> "Machine":
+    """This machine in the precision of the run, which the first training decides and records."""
+    from dna_deploy.machine import this_machine
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    machine = this_machine(run.asked.amp)
+    if run.asked.amp is None:
+        run.decide(amp=machine.amp)
+    return machine
+
+
+def larger_step(rate: float, batch: int, usual: int) -> float:
+    """The learning rate of a batch: with Adam it may grow with the square root of the size (Malladi et al., NeurIPS 2022)."""
+    return rate * math.sqrt(batch / usual)

@@ -1,6 +1,5 @@
 """Train a whole network on labels, and under a teacher where there is one: the teacher's fine-tuning, the student's finish."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,19 +9,20 @@ from torch import nn
 from torch.nn import functional
 
 from dna_deploy.checkpoint import load_checkpoint, save_checkpoint
-from dna_deploy.data import Images, Preprocessing, augmented, epoch_batches
-from dna_deploy.distill import noise_to_signal, set_rate
-from dna_deploy.errors import MachineError
+from dna_deploy.data import Augmentation, Images, Preprocessing, epoch_batches, parts_of, sent
+from dna_deploy.distill import Watch, noise_to_signal, set_rate
+from dna_deploy.machine import CPU, Machine
 from dna_deploy.progress import bar
 from dna_deploy.teacher import Teacher
 
 
 @dataclass(frozen=True)
 class Training:
-    """How a whole network is trained."""
+    """How a whole network is trained. `accumulate`: each batch in so many parts, as in block-wise distillation."""
 
     epochs: int = 8
     batch: int = 16
+    accumulate: int = 1
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
     teacher_share: float = 0.7  # of the loss on the logits that comes from the teacher's, the rest from the labels
@@ -64,41 +64,49 @@ def train(
     checkpoint: Path,
     text: str,
     guide: Guide | None = None,
+    machine: Machine = CPU,
 ) -> None:
     """Train in place; continues from `checkpoint`, written after every epoch, and leaves the weights in eval mode."""
     trained = nn.ModuleDict({"network": network, "adapters": guide.adapters if guide else nn.ModuleList()})
     trained.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=how.learning_rate, weight_decay=how.weight_decay)
+    weights = trained.parameters()
+    optimizer = torch.optim.AdamW(weights, how.learning_rate, weight_decay=how.weight_decay, fused=machine.fused)
     first = load_checkpoint(checkpoint, trained, optimizer)
     steps = len(epoch_batches(len(images), how.batch, how.seed, 0))
-    device = next(network.parameters()).device
     with bar(text, how.epochs * steps) as advance:
         advance(first * steps)
         for epoch in range(first, how.epochs):
             network.train()
+            watch = Watch(f"{text} diverged in epoch {epoch + 1}")
             for number, places in enumerate(epoch_batches(len(images), how.batch, how.seed, epoch)):
                 at = epoch * steps + number
-                x = preprocessing(augmented(images.batch(places), how.seed * 1_000_003 + at)).to(device)
-                labels = images.labels[places].to(device)
                 set_rate(optimizer, how.learning_rate, at / (how.epochs * steps))
                 optimizer.zero_grad(set_to_none=True)
-                if guide is None:
-                    loss = functional.cross_entropy(network(x), labels, label_smoothing=0.1)
-                else:
-                    assert isinstance(network, nn.Sequential)
-                    loss = guide.loss(network, x, labels, how)
-                loss.backward()  # type: ignore[no-untyped-call]
-                if not math.isfinite(loss.detach()):
-                    raise MachineError(f"{text}: the loss became {loss.item()} in epoch {epoch + 1}; lower the learning rate")
+                for begin, some in parts_of(places, how.accumulate):
+                    augmentation = Augmentation(how.seed * 1_000_003 + at, len(places), begin)
+                    x = preprocessing(augmentation(sent(images.batch(some), machine.device)))
+                    labels = sent(images.labels[some], machine.device)
+                    with machine.autocast():
+                        loss = _loss(network, x, labels, how, guide) * (len(some) / len(places))
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    watch.add([loss.detach()])
                 optimizer.step()
                 advance(1)
+            watch.require_finite()
             save_checkpoint(checkpoint, trained, optimizer, epoch + 1)
     network.eval()
 
 
+def _loss(network: nn.Module, x: torch.Tensor, labels: torch.Tensor, how: Training, guide: Guide | None) -> torch.Tensor:
+    if guide is None:
+        return functional.cross_entropy(network(x), labels, label_smoothing=0.1)
+    assert isinstance(network, nn.Sequential)
+    return guide.loss(network, x, labels, how)
+
+
 def _divergence(logits: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
     """KL divergence from the teacher's softened classes (Hinton et al., 2015), scaled back by the temperature squared."""
-    own, other = (functional.log_softmax(values / temperature, dim=1) for values in (logits, taught))
+    own, other = (functional.log_softmax(values.float() / temperature, dim=1) for values in (logits, taught))
     return functional.kl_div(own, other, reduction="batchmean", log_target=True) * temperature**2
 
 
@@ -115,7 +123,7 @@ def settle_statistics(
     network.train()
     with torch.no_grad():
         for start in range(0, len(places), batch):
-            network(preprocessing(images.batch(places[start : start + batch])).to(device))
+            network(preprocessing(sent(images.batch(places[start : start + batch]), device)))
     network.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
@@ -128,7 +136,7 @@ def logits_of(network: nn.Module, images: Images, preprocessing: Preprocessing, 
     with torch.no_grad():
         starts = range(0, len(images), batch)
         places = (range(start, min(start + batch, len(images))) for start in starts)
-        return torch.cat([network(preprocessing(images.batch(list(some))).to(device)).cpu() for some in places])
+        return torch.cat([network(preprocessing(sent(images.batch(list(some)), device))) for some in places]).cpu()
 
 
 def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:

@@ -5,7 +5,17 @@ import pytest
 import torch
 from PIL import Image
 
-from dna_deploy.data import Images, Preprocessing, augmented, epoch_batches, load_split, open_source, save_split, split
+from dna_deploy.data import (
+    Augmentation,
+    Images,
+    Preprocessing,
+    epoch_batches,
+    load_split,
+    open_source,
+    parts_of,
+    save_split,
+    split,
+)
 from dna_deploy.errors import DataError
 
 
@@ -114,15 +124,25 @@ def test_preprocessing_by_hand():
 
 def test_augmentation_repeats_with_its_seed_and_only_moves_pixels():
     batch = torch.arange(4 * 3 * 16 * 16, dtype=torch.float).remainder(251).to(torch.uint8).view(4, 3, 16, 16)
-    once = augmented(batch, seed=7)
-    assert torch.equal(once, augmented(batch, seed=7)) and not torch.equal(once, augmented(batch, seed=8))
+    once = Augmentation(7, 4)(batch)
+    assert torch.equal(once, Augmentation(7, 4)(batch)) and not torch.equal(once, Augmentation(8, 4)(batch))
     assert once.shape == batch.shape and once.dtype == torch.uint8
     flat = torch.full((5, 3, 16, 16), 9, dtype=torch.uint8)
-    assert torch.equal(augmented(flat, seed=0), flat)
+    assert torch.equal(Augmentation(0, 5)(flat), flat)
     for image in range(4):  # a shift by at most an eighth, mirrored or not, moves the centre pixel to a known place
         centre = once[image, :, 8, 8]
         around = batch[image, :, 5:12, 4:12].flatten(1)
         assert (around == centre[:, None]).all(0).any()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 9])
+def test_an_image_is_augmented_alike_however_its_batch_is_divided(count):
+    batch = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    parts = parts_of(list(range(5)), count)
+    assert len(parts) == min(count, 5) and [place for _, some in parts for place in some] == [0, 1, 2, 3, 4]
+    assert max(len(some) for _, some in parts) - min(len(some) for _, some in parts) <= 1
+    divided = [Augmentation(7, 5, begin)(batch[list(some)]) for begin, some in parts]
+    assert torch.equal(torch.cat(divided), Augmentation(7, 5)(batch))
 
 
 def test_epochs_visit_every_image_once_in_another_order():

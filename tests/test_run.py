@@ -49,6 +49,15 @@ def test_a_run_of_something_else_is_refused(workdir, field, value):
         open_run("r", dataclasses.replace(ASKED, **{field: value}))
 
 
+def test_a_run_keeps_the_precision_it_was_begun_in(workdir):
+    run = open_run("r", ASKED)
+    run.teacher_report.write_text("{}")
+    run.decide(amp=False)
+    assert open_run("r", ASKED).asked.amp is False  # what is not asked for is what was decided
+    with pytest.raises(RunError, match="--amp False, now asked for True; choose another --run"):
+        open_run("r", dataclasses.replace(ASKED, amp=True))
+
+
 def test_a_broken_run_file_is_named(workdir):
     run = open_run("r", ASKED)
     run.teacher_report.write_text("{}")

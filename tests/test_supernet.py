@@ -121,6 +121,37 @@ def test_fair_paths_divide_the_batch(tiny, teacher, supernet):
             torch.testing.assert_close(found[name], weight.grad, rtol=1e-3, atol=1e-5)
 
 
+def test_a_step_in_parts_has_the_mean_gradient_of_its_parts(tiny, teacher, images, tmp_path):
+    """Statistics are each part's own, so each part's loss is worked out alone."""
+    how, seen = Distillation(epochs=1, batch=12, accumulate=2, learning_rate=0.0, weight_decay=0.0), []
+
+    def made():
+        torch.manual_seed(1)
+        return Supernet(tiny, teacher)
+
+    class Noting(Lessons):
+        def batch(self, places, augmentation=None):
+            seen.append(super().batch(places, augmentation))
+            return seen[-1]
+
+    few = Images(images.source, images.indices[:12], 32)
+    supernet = made()
+    distill(supernet, Noting(teacher, few), how, tmp_path / "c.safetensors")
+    assert [len(image) for image, _ in seen] == [6, 6]
+    alone, rng = made().train(), random.Random("0/0")
+    paths = [draw(part.piece.block, rng) for part in alone.pieces]
+    total = 0.0
+    for image, features in seen:
+        for part, into, target, (path,) in zip(alone.pieces, [image, *features[:-1]], features, paths, strict=True):
+            total = total + noise_to_signal(part(into, path), target) / 2
+    total.backward()
+    for (name, a), b in zip(supernet.named_parameters(), alone.parameters(), strict=True):
+        if b.grad is None:
+            assert a.grad is None, name
+        else:
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6, msg=name)
+
+
 def test_distillation_learns_and_an_interrupted_one_ends_the_same(tiny, teacher, images, tmp_path):
     def fresh():
         torch.manual_seed(1)
@@ -184,7 +215,7 @@ def test_sharing_beginnings_gives_the_scores_of_each_candidate_alone(supernet, t
             if part.piece.block.size == 1:
                 continue
             for candidate in part.piece.block.candidates:
-                l1, nsr = scores(part(into, candidate), target)
+                l1, nsr = scores(part(into, candidate), target).tolist()
                 found = ratings.pop((part.piece.block.name, candidate.text))
                 assert (found.relative_l1, found.noise_to_signal) == pytest.approx((l1, nsr), rel=1e-4)
     assert not ratings
@@ -229,7 +260,7 @@ def test_replacing_one_block_is_the_divergence_of_that_whole_network(tiny, teach
 
 def test_scores_by_hand():
     target = torch.tensor([[-1.0], [1.0], [-1.0], [1.0]])  # standard deviation sqrt(4/3)
-    l1, nsr = scores(target + 0.5, target)
+    l1, nsr = scores(target + 0.5, target).tolist()
     assert l1 == pytest.approx(0.5 / (4 / 3) ** 0.5) and nsr == pytest.approx(0.25, rel=1e-4)
 
 
@@ -283,7 +314,7 @@ def test_rating_visits_every_candidate_of_every_width(widths, teacher, images):
     supernet.train()
     with torch.no_grad(), frozen_statistics(supernet):
         for candidate in part.piece.block.candidates:
-            l1, _ = scores(part(features[1], candidate), features[2])
+            l1, _ = scores(part(features[1], candidate), features[2]).tolist()
             assert rated["b2", candidate.text].relative_l1 == pytest.approx(l1, rel=1e-4)
 
 

@@ -91,6 +91,20 @@ def test_the_guides_loss_by_hand():
     assert float(more - loss) == pytest.approx(how.feature_share * float(extra), rel=1e-3)
 
 
+def test_parts_of_a_batch_give_the_gradient_of_the_whole(parts, tmp_path):
+    """Exactly where nothing is computed over the batch, as BatchNorm does; 10 images in 4 parts are of two sizes."""
+    images, _ = parts
+    few = Images(images.source, images.indices[:40], 16)
+    found = []
+    for accumulate in (1, 4):
+        net = network()
+        net[1] = net[4] = nn.Identity()
+        train(net, few, HALF, Training(epochs=2, batch=10, accumulate=accumulate), tmp_path / f"{accumulate}.safetensors", "x")
+        found.append(net.state_dict())
+    for name, weight in found[0].items():
+        torch.testing.assert_close(weight, found[1][name], rtol=1e-3, atol=1e-4, msg=name)
+
+
 def test_a_loss_that_is_not_finite_stops(parts, tmp_path):
     with pytest.raises(MachineError, match="lower the learning rate"):
         train(network(), parts[0], HALF, Training(epochs=1, learning_rate=1e30), tmp_path / "x.safetensors", "training")

@@ -58,7 +58,10 @@ if TYPE_CHECKING:
 @click.option("--run", "name", help="Run folder under runs/; named after data, space and size if left out.")
 @click.option("--teacher-epochs", type=POSITIVE, default=4, help="Fine-tuning of the teacher where its classes differ.")
 @click.option("--distill-epochs", type=POSITIVE, default=4, help="Block-wise training of all candidates.")
-@click.option("--distill-batch", type=POSITIVE, default=16, help="Its batch size.")
+@click.option("--distill-batch", type=POSITIVE, default=16, help="Its batch size; learning rates grow with its root.")
+@click.option("--batch", type=POSITIVE, help="Batch size of the trainings of whole networks; teacher 32, others 16 if left out.")
+@click.option("--accumulate", type=POSITIVE, default=1, help="Work each batch in so many parts, to need less memory.")
+@click.option("--amp/--no-amp", default=None, help="Forward passes in bfloat16; on a GPU that has it if left out.")
 @click.option("--keep-features", is_flag=True, help="Compute the teacher's features once, onto disk; no augmentation then.")
 @click.option("--rating-images", type=POSITIVE, default=128, help="Held-out images every candidate is rated on.")
 @click.option(
@@ -94,6 +97,9 @@ def main(
     teacher_epochs: int,
     distill_epochs: int,
     distill_batch: int,
+    batch: int | None,
+    accumulate: int,
+    amp: bool | None,
     keep_features: bool,
     rating_images: int,
     calibrate: int | None,
@@ -128,6 +134,9 @@ def main(
         rating_images=rating_images,
         seed=seed,
         keep_features=keep_features,
+        batch=batch,
+        accumulate=accumulate,
+        amp=amp,
     )
     wanted = Wanted(macs, params, file_size, memory, pins, bans, top, diverse)
     wishes = _wishes(latencies, device, confidence)
