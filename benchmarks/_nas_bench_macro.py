@@ -46,7 +46,7 @@ class Skip(Op):
     def params(self) -> int:
         return 0
 
-    def module(self) -> "nn.Module":
+    def module(self, padding: str = "") -> "nn.Module":
         from torch import nn
 
         return nn.Identity()

@@ -126,6 +126,7 @@ def train_all(how: Training, share: tuple[int, int]) -> None:
     source = cifar10()
     images = test = None
     machine = this_machine(amp=False)
+    CACHE.mkdir(parents=True, exist_ok=True)
     for number, key, seed in [piece for piece in wanted if piece[1:] not in done][share[0] - 1 :: share[1]]:
         images = images or photographs("train", TRAIN, SIZE)
         test = test or Images(source, sorted(source.fixed_test), SIZE)
