@@ -52,14 +52,14 @@ def _resnet18() -> nn.Module:
 
 
 def _further(epochs: int, learning_rate: float) -> Training:
-    return Training(epochs=epochs, batch=128, learning_rate=learning_rate)
+    return Training(epochs=epochs, batch=256, learning_rate=learning_rate)
 
 
 TEACHERS = {
     "lite0-64px": Known(_lite0, 64, ("blocks.1.1", "blocks.2.1", "blocks.4.2")),
-    "lite0-64px-longer": Known(_lite0, 64, ("blocks.1.1", "blocks.2.1", "blocks.4.2"), _further(12, 1e-3)),
-    "lite0-128px": Known(_lite0, 128, ("blocks.2.1", "blocks.4.2", "blocks.6.0"), _further(10, 1e-3)),
-    "resnet18-32px": Known(_resnet18, 32, ("layer2.1", "layer3.1", "layer4.1"), _further(30, 2e-3)),
+    "lite0-64px-longer": Known(_lite0, 64, ("blocks.1.1", "blocks.2.1", "blocks.4.2"), _further(8, 1e-3)),
+    "lite0-128px": Known(_lite0, 128, ("blocks.2.1", "blocks.4.2", "blocks.6.0"), _further(8, 1e-3)),
+    "resnet18-32px": Known(_resnet18, 32, ("layer2.1", "layer3.1", "layer4.1"), _further(20, 2e-3)),
 }
 
 

@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=64, help="images a GPU and step")
     parser.add_argument("--epochs", type=int, default=20, help="of block training, as published")
-    parser.add_argument("--rating-images", type=int, default=5_000)
+    parser.add_argument("--rating-images", type=int, default=5_000, help="0 leaves the rating out")
     parser.add_argument("--dollars", type=float, help="price of a GPU hour, for the cost")
     parser.add_argument("--no-amp", action="store_true", help="float32 throughout")
     args = parser.parse_args()
@@ -132,15 +132,14 @@ def main() -> None:
         ),
         Result("memory at most", peak_gb, "GB"),
     ]
-    if not args.quick:
+    rating = 0.0
+    if args.rating_images and not args.quick:
         from PIL import Image
 
         source = Source("made", ("a", "b"), (0, 1) * 16, lambda index: Image.fromarray(pixels[index].permute(1, 2, 0).numpy()))
         lessons = Lessons(teacher, Images(source, range(32), args.image_size))
         rating = seconds(machine, lambda: rate(supernet, lessons, range(32), 32), 1)[0] / 32 * args.rating_images
         results.append(Result(f"rating every candidate on {args.rating_images} images", rating / 3600, "GPU hours"))
-    else:
-        rating = 0.0
     parameters = sum(weight.numel() for weight in supernet.parameters())
     drawn = sum(sum(op.params for op in draw(part.piece.block, rng)[0].ops) for part in supernet.pieces)
     results += [

@@ -43,7 +43,7 @@ from dna_deploy.warm import warm_start
 
 RESULTS = Path(__file__).with_name("results") / "own_space.jsonl"
 SIZE, CLASSES = 64, 10
-NETWORKS, SEEDS, WITHIN = 24, 2, 0.03
+NETWORKS, SEEDS, WITHIN = 16, 2, 0.03
 SCORES: dict[str, Callable[[Rating], float]] = {
     "relative L1": lambda rating: rating.relative_l1,
     "log relative L1": lambda rating: math.log(rating.relative_l1),
@@ -208,8 +208,8 @@ def main() -> None:
     parser.add_argument(
         "--share", default="1/1", help="which part of the trainings, such as 2/8; others than 1/1 stop after them"
     )
-    parser.add_argument("--epochs", type=int, default=20, help="of every network alone")
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--epochs", type=int, default=10, help="of every network alone")
+    parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--teacher", default="lite0-64px-longer")
     parser.add_argument("--cold", action="store_true", help="a supernet from random weights")
     parser.add_argument("--fair", action="store_true")
@@ -226,7 +226,15 @@ def main() -> None:
     if parts > 1:
         return
     recipe = Recipe(
-        args.teacher, not args.cold, args.fair, args.supernet_epochs, 48, 3e-3, args.train_images, args.rating_images, args.seed
+        args.teacher,
+        not args.cold,
+        args.fair,
+        args.supernet_epochs,
+        288 if args.fair else 48,
+        3e-3,
+        args.train_images,
+        args.rating_images,
+        args.seed,
     )
     results = judged(recipe, args.epochs)
     keep({"role": "judged", "recipe": recipe.name, "results": {result.measure: round(result.value, 4) for result in results}})
