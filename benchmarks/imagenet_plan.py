@@ -13,7 +13,7 @@ holds where the bandwidth printed is to be had, and that images are decoded in t
 import io
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from dna_deploy.lessons import Lessons
 from dna_deploy.machine import Machine, this_machine
 from dna_deploy.plugins import find
 from dna_deploy.rate import rate
+from dna_deploy.space import Candidate
 from dna_deploy.supernet import PieceSupernet, Supernet
 from dna_deploy.teacher import Teacher, cut, untrained
 
@@ -70,11 +71,20 @@ def one_step(
     optimizer.step()
 
 
-def one_block(machine: Machine, part: PieceSupernet, into: torch.Tensor, target: torch.Tensor, rng) -> None:
+def one_block(machine: Machine, part: PieceSupernet, into: torch.Tensor, target: torch.Tensor, path: Candidate) -> None:
     with machine.autocast():
-        loss = noise_to_signal(part(into, draw(part.piece.block, rng)[0]), target)
+        loss = noise_to_signal(part(into, path), target)
     loss.backward()
     part.zero_grad(set_to_none=True)
+
+
+def warm_up(machine: Machine, supernet: Supernet, image: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
+    """Every op of every block once: the first use of a shape costs a GPU a hundred times what the others do."""
+    for part, into, target in zip(supernet.pieces, [image, *features[:-1]], features, strict=True):
+        for cell in part.piece.block.cells:
+            for op in range(max(map(len, cell.layers))):
+                path = Candidate(cell, tuple(min(op, len(layer) - 1) for layer in cell.layers))
+                one_block(machine, part, into, target, path)
 
 
 def decoding(size: int) -> float:
@@ -114,13 +124,16 @@ def main() -> None:
         with machine.autocast():
             teacher.features(image)
 
+    with machine.autocast():
+        features = teacher.features(image)
+    warm_up(machine, supernet, image, features)
     taught = seconds(machine, teach, repeats)
     whole = seconds(machine, lambda: one_step(machine, teacher, supernet, optimizer, image, rng), repeats)
     peak_gb = torch.cuda.max_memory_allocated() / 1e9 if machine.device.type == "cuda" else float("nan")
-    with machine.autocast():
-        features = teacher.features(image)
     blocks = {
-        part.piece.block.name: seconds(machine, lambda part=part, x=x, y=y: one_block(machine, part, x, y, rng), repeats)
+        part.piece.block.name: seconds(
+            machine, lambda part=part, x=x, y=y: one_block(machine, part, x, y, draw(part.piece.block, rng)[0]), repeats
+        )
         for part, x, y in zip(supernet.pieces, [image, *features[:-1]], features, strict=True)
     }
     results = [

@@ -79,7 +79,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first", type=int, default=0, help="seed to begin with")
-    parser.add_argument("--epochs", type=int, default=4, help="N")
+    parser.add_argument("--epochs", type=int, default=2, help="N")
     args = parser.parse_args()
     predictor = LatencyPredictor(LatencyTable.load(find_table("cpu")))
     budget_ms = 0.5 * teacher_ms(predictor.table, classes=4)

@@ -173,20 +173,21 @@ def chance(score: np.ndarray, truth: np.ndarray, draws: int = 5_000) -> float:
 
 def judged(recipe: Recipe, epochs: int) -> list[Result]:
     """The figures of that supernet's scores, of multiply-adds and parameters, and of two trainings of the same networks."""
-    networks = kept("network")
     runs = {(row["key"], row["seed"]): row["test"] for row in kept("trained") if row["epochs"] == epochs}
-    done = np.array([[runs[row["key"], seed] for seed in range(SEEDS)] for row in networks])
-    truth = done.mean(1)
+    networks = [row for row in kept("network") if (row["key"], 0) in runs]
+    trained = [[runs[row["key"], seed] for seed in range(SEEDS) if (row["key"], seed) in runs] for row in networks]
+    truth = np.array([np.mean(reached) for reached in trained])
+    twice = np.array([reached for reached in trained if len(reached) == SEEDS])
     found = rated(recipe)
     by_text = {(block, rating.candidate): rating for block, ratings in found.items() for rating in ratings}
     architectures = [Architecture.parse(row["key"]) for row in networks]
     columns = {name: np.array([float(row[name]) for row in networks]) for name in ("macs", "params", "predicted_ms")}
     results = [
-        Result("networks", len(networks), "", n=SEEDS),
-        Result("spread of their accuracy (SD)", float(truth.std(ddof=1) * 100), "points"),
+        Result("networks trained", len(networks), ""),
+        Result("spread of their accuracy (SD)", float(truth.std(ddof=1) * 100), "points", n=len(networks)),
+        Result("two trainings of a network: tau", float(kendalltau(*twice.T)[0]), "", n=len(twice)),
+        Result("two trainings of a network: SD of a difference", float(np.diff(twice).std(ddof=1) * 100), "points", n=len(twice)),
     ]
-    results += [Result("two trainings of the same networks: tau", float(kendalltau(done[:, 0], done[:, 1])[0]), "")]
-    results += [Result("two trainings: SD of a difference", float((done[:, 0] - done[:, 1]).std(ddof=1) * 100), "points")]
     results += [Result(f"{name}: tau", float(kendalltau(values, truth)[0]), "") for name, values in columns.items()]
     for name, score in SCORES.items():
         sums = np.array([_summed(arch, by_text, score) for arch in architectures])
@@ -208,6 +209,7 @@ def main() -> None:
     parser.add_argument(
         "--share", default="1/1", help="which part of the trainings, such as 2/8; others than 1/1 stop after them"
     )
+    parser.add_argument("--judge", action="store_true", help="train no more networks: judge by those there are")
     parser.add_argument("--epochs", type=int, default=10, help="of every network alone")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--teacher", default="lite0-64px-longer")
@@ -222,7 +224,8 @@ def main() -> None:
         draw(args.draw)
         return
     part, parts = map(int, args.share.split("/"))
-    train_all(Training(epochs=args.epochs, batch=args.batch, learning_rate=2e-3), (part, parts))
+    if not args.judge:
+        train_all(Training(epochs=args.epochs, batch=args.batch, learning_rate=2e-3), (part, parts))
     if parts > 1:
         return
     recipe = Recipe(

@@ -1,6 +1,7 @@
 """The NVIDIA GPU at hand, through TensorRT: each model as an engine of its own, run as a CUDA graph.
 
-The part that needs a GPU has never been run: none was at hand where it was written. Its tests are marked `gpu`.
+What needs a GPU has not measured yet: the one that was at hand, an H100, is none that TensorRT for RTX runs on. Its tests are
+marked `gpu`.
 """
 
 import logging

@@ -28,14 +28,15 @@ from profilers import (
 from profilers._tensorrt import package, probes
 from profilers._tensorrt.build import Batches, Phases, build
 from profilers._tensorrt.layers import precisions, read_layers
-from profilers._tensorrt.session import find_gpu
+from profilers._tensorrt.session import Gpu, find_gpu
 from tests.conftest import TINY
 
 GPU = Device("gpu", "tensorrt", runtime="tensorrt", provider="gpu")
 TENSORRT = find_profiler(GPU)
 
 needs_package = pytest.mark.skipif(not (found := probes.importable()), reason=found.why)
-needs_gpu = pytest.mark.skipif(find_gpu() is None, reason="no NVIDIA GPU here")
+RUNS = find_gpu() is not None and bool(probes.can_run())
+needs_gpu = pytest.mark.skipif(not RUNS, reason="no NVIDIA GPU here that TensorRT runs on")
 without_gpu = pytest.mark.skipif(find_gpu() is not None, reason="a GPU is here, so it can run")
 
 
@@ -109,7 +110,7 @@ def test_importing_building_and_running_are_three_answers():
     assert "can be imported" in probes.importable().why
     assert probes.can_build("8.6") and "compute capability 8.6" in probes.can_build("8.6").why
     assert "9.9" in probes.can_build("9.9").why and not probes.can_build("9.9")
-    assert bool(probes.can_run()) == (find_gpu() is not None)
+    assert bool(probes.can_run()) == RUNS
     for answer in (probes.importable(), probes.can_build("8.6"), probes.can_run()):
         assert answer.why.startswith("TensorRT") and "\n" not in answer.why
 
@@ -260,11 +261,20 @@ def test_what_the_driver_says_is_read(tmp_path, monkeypatch):
     assert TENSORRT.conditions(GPU) == {"load": 3.0, "temperature_c": 41.0, "clock_mhz": 1980.0, "power_w": None}
 
 
+@needs_package
+def test_a_gpu_that_tensorrt_for_rtx_does_not_serve_is_not_built_for(monkeypatch):
+    if not package.load().for_rtx:
+        pytest.skip("NVIDIA's own TensorRT builds for the GPU at hand")
+    monkeypatch.setattr("profilers._tensorrt.build.find_gpu", lambda: Gpu("NVIDIA H100 80GB HBM3", "9.0"))
+    built = build(student(TINY, 32), "student")
+    assert (built.target, built.capability) == ("every GPU from Ampere (compute capability 8.0) on", None)
+
+
 @pytest.mark.gpu
 @needs_package
 @needs_gpu
 class TestOnAGpu:
-    """Never run yet."""
+    """Never run yet but to the refusal of an H100, which TensorRT for RTX does not serve."""
 
     @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
     def test_an_engine_computes_what_onnx_runtime_computes(self, precision, tmp_path):

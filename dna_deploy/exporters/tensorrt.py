@@ -181,7 +181,7 @@ def _session(path: Path) -> "Session":
 def measure(path: Path) -> dict[str, Measurement]:
     """The time of one image as a CUDA graph and enqueued, taken in turns; each layer's own time, taken apart, beside the engine.
 
-    Has never been run: no GPU was at hand where it was written.
+    Has not run yet: see profilers._tensorrt.session.
     """
     from profilers._tensorrt.session import gpu
     from profilers.tensorrt import sample

@@ -3,7 +3,6 @@
 On a machine without a GPU, TensorRT for RTX builds ahead of time for a compute capability that is named.
 """
 
-import logging
 import re
 import time
 from collections.abc import Callable
@@ -13,13 +12,10 @@ from functools import cache
 from typing import Any
 
 from profilers._tensorrt.layers import Layer, read_layers
+from profilers._tensorrt.logger import make_logger, plain
 from profilers._tensorrt.package import TensorRT, load
-from profilers._tensorrt.session import find_gpu
+from profilers._tensorrt.session import Gpu, find_gpu
 from profilers.errors import DeviceUnavailable, ModelBroken, ModelUnsupported, UnknownDevice
-
-log = logging.getLogger(__name__)
-
-LAYERS = "Layers:"  # begins the builder's message on what the engine is made of
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ def build(
     """
     tensorrt = load()
     trt = tensorrt.api
-    logger = _logger(tensorrt)
+    logger = make_logger(tensorrt)
     builder = trt.Builder(logger)
     if builder is None:
         raise DeviceUnavailable(f"{tensorrt} cannot make a builder here: {logger.reason()}")
@@ -102,6 +98,13 @@ def capabilities(tensorrt: TensorRT) -> list[str]:
     return [f"{name[2:-1]}.{name[-1]}" for name in members if re.fullmatch(r"SM\d+", name)]
 
 
+def _gpu_served(tensorrt: TensorRT) -> Gpu | None:
+    """The GPU at hand, if this TensorRT runs on it: TensorRT for RTX builds for an H100 what then cannot be loaded there."""
+    here = find_gpu()
+    served = here is not None and (not tensorrt.for_rtx or here.capability in capabilities(tensorrt))
+    return here if served else None
+
+
 def require_target(capability: str | None) -> None:
     """Refuse what cannot be built for here, before anything is built."""
     tensorrt, here = load(), find_gpu()
@@ -118,7 +121,7 @@ def require_target(capability: str | None) -> None:
 def _aim(tensorrt: TensorRT, config: Any, capability: str | None) -> tuple[str, str | None]:
     """Set what the engine is built for; returns it as a phrase, and the compute capability."""
     require_target(capability)
-    here = find_gpu()
+    here = _gpu_served(tensorrt)
     if here is not None and (capability is None or not tensorrt.for_rtx):
         target, found, member = f"{here.name}, compute capability {here.capability}", here.capability, "CURRENT"
     elif capability is not None:
@@ -156,53 +159,12 @@ def _parse(tensorrt: TensorRT, logger: Any, network: Any, onnx: bytes, name: str
     if code == codes.MODEL_DESERIALIZE_FAILED:
         raise ModelBroken(f"{name}: not a readable ONNX file; was it cut off? Export it again")
     where = f"{name}: node {error.node_name()!r} ({error.node_operator()})"
-    reason = re.sub(r"^Assertion failed: \(?.*?\)?: ", "", _plain(error.desc())).rstrip(".")
+    reason = re.sub(r"^Assertion failed: \(?.*?\)?: ", "", plain(error.desc())).rstrip(".")
     if "UNSUPPORTED" in code.name:
         raise ModelUnsupported(f"{where}: {tensorrt} does not support it: {reason}")
     if "Plugin not found" in reason:  # an op it does not know is taken for one of a plugin's
         raise ModelUnsupported(f"{where}: {tensorrt} has no such op; write it with others and export again")
     raise ModelBroken(f"{where} is not valid: {reason}")
-
-
-def _logger(tensorrt: TensorRT) -> Any:
-    return _logger_type(tensorrt)()
-
-
-@cache
-def _logger_type(tensorrt: TensorRT) -> Any:
-    trt = tensorrt.api
-
-    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
-        """Keeps what the engine is made of and what went wrong."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.layers = ""
-
-        def log(self, severity: Any, message: str) -> None:
-            if message.startswith(LAYERS):
-                self.layers = message
-            elif severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.errors.append(message)
-            else:
-                log.debug(message)
-
-        def reason(self) -> str:
-            """The first error without the places in the vendor's source it came through."""
-            if not self.errors:
-                return "it gave no reason"
-            return _plain(self.errors[0])
-
-    return Logger
-
-
-def _plain(message: str) -> str:
-    """What the vendor's message says, without its error codes and the places in its source it came through."""
-    lines = message.strip().splitlines() or [""]
-    line = next((line for line in lines if "Error Code" in line), lines[0])
-    line = re.sub(r"\s+In \w+ at \S+?(?=\)?$)", "", line)
-    return re.sub(r"^.*?Error Code \d+: [\w ]+ \((?:\[[^\]]*\] )?|\.?\)?$", "", line)
 
 
 def _monitor(tensorrt: TensorRT, progress: Callable[[float], None]) -> Any:

@@ -1,6 +1,7 @@
 """Run an engine on the GPU at hand. Memory, streams and graphs are PyTorch's; TensorRT is given addresses.
 
-None of this file has run yet but what a machine without a GPU reaches: written against the interface, with tests marked `gpu`.
+No engine has run here yet: the GPU that was at hand, an H100, is none that TensorRT for RTX runs on, and NVIDIA's own TensorRT
+was not to be had. Written against the interface, with tests marked `gpu`.
 """
 
 import statistics
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from profilers._tensorrt.logger import make_logger
 from profilers._tensorrt.package import load
 from profilers.errors import DeviceUnavailable
 
@@ -55,11 +57,11 @@ class Session:
         gpu()
         tensorrt = load()
         self._trt = tensorrt.api
-        self._logger = self._trt.Logger(self._trt.Logger.ERROR)
+        self._logger = make_logger(tensorrt)
         self._runtime = self._trt.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(engine)
         if self._engine is None:
-            raise DeviceUnavailable(f"{tensorrt} cannot load the engine; it was built by another version or for another GPU")
+            raise DeviceUnavailable(f"{tensorrt} cannot load the engine: {self._logger.reason()}")
         self._context = self._engine.create_execution_context()
         self._stream = torch.cuda.Stream()
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
