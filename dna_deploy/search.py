@@ -61,10 +61,9 @@ def rate_all(run: Run, source: Source, space: SearchSpace) -> None:
         say(f"data {source.name}: {source.licence}")
     parts = splits(run, source)
     teacher = prepare_teacher(run, source, parts, space)
-    supernet = Supernet(space, teacher)
+    supernet = Supernet(space, teacher).to(machine.device)
     started, ops = warm_start(supernet, teacher)
     say(f"{started} of {ops} ops start from the teacher's layers of their shape")
-    supernet.to(machine.device)
     images = Images(source, parts.train, asked.image_size)
     features = run.folder / "features"
     lessons = KeptLessons(teacher, images, features) if asked.keep_features else Lessons(teacher, images)
