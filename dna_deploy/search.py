@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from dna_deploy.plugins import find
 from dna_deploy.predictor import LatencyPredictor
 from dna_deploy.progress import say
 from dna_deploy.ratings import load_ratings, save_ratings
+from dna_deploy.recipe import Training
 from dna_deploy.run import Asked, Run, Student, TeacherReport, open_run
 from dna_deploy.space import SearchSpace
 from profilers import Model
@@ -71,7 +73,7 @@ def rate_all(run: Run, source: Source, space: SearchSpace) -> None:
         epochs=asked.distill_epochs,
         batch=asked.distill_batch,
         accumulate=asked.accumulate,
-        learning_rate=larger_step(2e-3, asked.distill_batch, 16),
+        learning_rate=2e-3 * math.sqrt(asked.distill_batch / 16),  # of Adam: Malladi et al., NeurIPS 2022
         seed=asked.seed,
     )
     distill(supernet, lessons, how, run.supernet, machine)
@@ -95,7 +97,7 @@ def prepare_teacher(run: Run, source: Source, parts: Split, space: SearchSpace) 
     from dna_deploy.checkpoint import load_checkpoint, save_checkpoint
     from dna_deploy.data import Preprocessing
     from dna_deploy.teacher import Teacher, create, cut, require_scores, untrained
-    from dna_deploy.train import Training, accuracy, logits_of, train
+    from dna_deploy.train import accuracy, logits_of, train
 
     asked, machine = run.asked, machine_of(run)
     if run.teacher_report.exists():
@@ -112,9 +114,8 @@ def prepare_teacher(run: Run, source: Source, parts: Split, space: SearchSpace) 
         model.to(machine.device)
         if not ready:
             say(f"teacher {asked.teacher}: its classes differ, fine-tuning it on {len(parts.train)} images")
-            batch = asked.batch or 32
-            rate = larger_step(1e-3, batch, 32)
-            how = Training(asked.teacher_epochs, batch, asked.accumulate, learning_rate=rate, seed=asked.seed)
+            usual = Training(epochs=asked.teacher_epochs, batch=32, learning_rate=1e-3, seed=asked.seed)
+            how = replace(usual.at(max(32, asked.distill_batch)), accumulate=asked.accumulate)
             images = Images(source, parts.train, asked.image_size)
             partial = run.folder / "teacher-training.safetensors"
             train(model, images, preprocessing, how, partial, "fine-tuning the teacher", machine=machine)
@@ -132,7 +133,7 @@ def prepare_teacher(run: Run, source: Source, parts: Split, space: SearchSpace) 
     return Teacher(asked.teacher, model, preprocessing, cut(model, space, asked.cut))
 
 
-def finish(found: Found, predictor: LatencyPredictor, epochs: int) -> Student:
+def finish(found: Found, predictor: LatencyPredictor, how: Training) -> Student:
     """Give the network its block weights, train it under the teacher, test it, and measure it where the device is at hand."""
     from dna_deploy.checkpoint import save_checkpoint
     from dna_deploy.train import accuracy, logits_of
@@ -140,14 +141,14 @@ def finish(found: Found, predictor: LatencyPredictor, epochs: int) -> Student:
     run, arch = found.pick.run, found.architecture
     if found.pick.student.exists() and found.pick.weights.exists():
         student = read_json(found.pick.student, Student)
-        if student.epochs == epochs:
+        if student.training == how:
             return student
     source = open_source(run.asked.data, run.asked.data_root)
     parts = splits(run, source)
     teacher = prepare_teacher(run, source, parts, arch.space)
     partial = found.pick.folder / "student-training.safetensors"
-    network = inherit_and_train(run, source, parts, teacher, arch, epochs, partial)
-    save_checkpoint(found.pick.weights, network, None, epochs)
+    network = inherit_and_train(run, source, parts, teacher, arch, how, partial)
+    save_checkpoint(found.pick.weights, network, None, how.epochs)
     partial.unlink(missing_ok=True)
     test = Images(source, parts.test, run.asked.image_size)
     reached = accuracy(logits_of(network, test, teacher.preprocessing), test.labels)
@@ -159,34 +160,35 @@ def finish(found: Found, predictor: LatencyPredictor, epochs: int) -> Student:
         test_accuracy=reached,
         teacher_test_accuracy=report.test_accuracy,
         test_images=len(test),
-        epochs=epochs,
+        epochs=how.epochs,
         measured_ms=ms.latency_ms if ms else None,
         measured_low_ms=ms.interval_ms[0] if ms else None,
         measured_high_ms=ms.interval_ms[1] if ms else None,
         speed=speed,
+        training=how,
     )
     write_json(found.pick.student, student)
     return student
 
 
 def inherit_and_train(
-    run: Run, source: Source, parts: Split, teacher: "Teacher", arch: Architecture, epochs: int, checkpoint: Path
+    run: Run, source: Source, parts: Split, teacher: "Teacher", arch: Architecture, how: Training, checkpoint: Path
 ) -> "nn.Sequential":
-    """A network of the run's space with the weights its blocks learned, then trained whole under the teacher."""
+    """A network of the run's space with the weights its blocks learned, or random ones, trained whole as the recipe says."""
     from dna_deploy.checkpoint import load_checkpoint
     from dna_deploy.supernet import Supernet
-    from dna_deploy.train import Guide, Training, settle_statistics, train
+    from dna_deploy.train import Guide, fresh, settle_statistics, train
 
+    machine = machine_of(run)
+    images = Images(source, parts.train, run.asked.image_size)
     supernet = Supernet(arch.space, teacher)
     if not run.supernet.exists():
         raise MachineError(f"{run.supernet}: the block weights are gone; delete {run.ratings} and run dna-search again")
     load_checkpoint(run.supernet, supernet)
-    machine, batch = machine_of(run), run.asked.batch or 16
-    network = supernet.build(arch).to(machine.device)
-    images = Images(source, parts.train, run.asked.image_size)
-    settle_statistics(network, images, teacher.preprocessing, range(min(512, len(images))))
-    guide = Guide(teacher, supernet.adapters(arch).to(machine.device))
-    how = Training(epochs, batch, run.asked.accumulate, learning_rate=larger_step(2e-3, batch, 16), seed=run.asked.seed)
+    network = (supernet.build(arch) if how.inherit else fresh(arch, teacher.padding, how.seed)).to(machine.device)
+    if how.inherit:
+        settle_statistics(network, images, teacher.preprocessing, range(min(512, len(images))))
+    guide = Guide(teacher, supernet.adapters(arch).to(machine.device)) if how.guided else None
     train(network, images, teacher.preprocessing, how, checkpoint, "training the found network", guide, machine)
     return network
 
@@ -199,8 +201,3 @@ def machine_of(run: Run) -> "Machine":
     if run.asked.amp is None:
         run.decide(amp=machine.amp)
     return machine
-
-
-def larger_step(rate: float, batch: int, usual: int) -> float:
-    """The learning rate of a batch: with Adam it may grow with the square root of the size (Malladi et al., NeurIPS 2022)."""
-    return rate * math.sqrt(batch / usual)

@@ -1,6 +1,6 @@
 """dna-search: find the best network within a latency budget, and train it."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +59,6 @@ if TYPE_CHECKING:
 @click.option("--teacher-epochs", type=POSITIVE, default=4, help="Fine-tuning of the teacher where its classes differ.")
 @click.option("--distill-epochs", type=POSITIVE, default=4, help="Block-wise training of all candidates.")
 @click.option("--distill-batch", type=POSITIVE, default=16, help="Its batch size; learning rates grow with its root.")
-@click.option("--batch", type=POSITIVE, help="Batch size of the trainings of whole networks; teacher 32, others 16 if left out.")
 @click.option("--accumulate", type=POSITIVE, default=1, help="Work each batch in so many parts, to need less memory.")
 @click.option("--amp/--no-amp", default=None, help="Forward passes in bfloat16; on a GPU that has it if left out.")
 @click.option("--keep-features", is_flag=True, help="Compute the teacher's features once, onto disk; no augmentation then.")
@@ -70,7 +69,14 @@ if TYPE_CHECKING:
 @click.option(
     "--replace-one", is_flag=True, help="Also rate every candidate inside the whole network found; about 3 x the rating."
 )
-@click.option("--epochs", type=POSITIVE, default=8, help="Training of the found network.")
+@click.option(
+    "--recipe",
+    "recipe_name",
+    default="finish",
+    help="How the found network is trained: finish, from its block weights; scratch, DNA's published recipe; or a .toml file.",
+)
+@click.option("--epochs", type=POSITIVE, help="Of that training; the recipe's if left out.")
+@click.option("--batch", type=POSITIVE, help="Its batch size, with a learning rate to match; the recipe's if left out.")
 @click.option("--seed", default=0, help="Of everything random.")
 @click.option("--train/--no-train", "trained", default=True, help="Train the found network, or only pick it.")
 def main(
@@ -97,14 +103,15 @@ def main(
     teacher_epochs: int,
     distill_epochs: int,
     distill_batch: int,
-    batch: int | None,
     accumulate: int,
     amp: bool | None,
     keep_features: bool,
     rating_images: int,
     calibrate: int | None,
     replace_one: bool,
-    epochs: int,
+    recipe_name: str,
+    epochs: int | None,
+    batch: int | None,
     seed: int,
     trained: bool,
 ) -> dict[str, Any]:
@@ -116,6 +123,7 @@ def main(
     from dna_deploy.limits import Wanted
     from dna_deploy.measure import remark
     from dna_deploy.progress import say, show
+    from dna_deploy.recipe import recipe
     from dna_deploy.run import Asked, Student
     from dna_deploy.search import finish, search
     from dna_deploy.weigh import calibrate_run, replace_one_run
@@ -134,10 +142,11 @@ def main(
         rating_images=rating_images,
         seed=seed,
         keep_features=keep_features,
-        batch=batch,
         accumulate=accumulate,
         amp=amp,
     )
+    usual = recipe(recipe_name).at(batch)
+    how = replace(usual, epochs=epochs or usual.epochs, accumulate=max(accumulate, usual.accumulate), seed=seed)
     wanted = Wanted(macs, params, file_size, memory, pins, bans, top, diverse)
     wishes = _wishes(latencies, device, confidence)
     found = search(asked, name, wishes, measure_top, wanted)
@@ -162,7 +171,7 @@ def main(
     for budget in found.budgets:
         _account(budget.predictor, found.architecture)
     rivals = _rivals(found, predictor)
-    student: Student | None = finish(found, predictor, epochs) if trained else None
+    student: Student | None = finish(found, predictor, how) if trained else None
     rows = [["budget", f"{budget_ms:g} ms"], ["predicted", f"{picked.predicted_ms:.3g} ms"]]
     if student is not None and student.measured_ms is not None:
         rows.append(["measured", f"{student.measured_ms:.3g} ms ({student.measured_ms / picked.predicted_ms - 1:+.1%})"])
@@ -260,8 +269,6 @@ def _tried(picked: "Picked") -> None:
 
 def _rivals(found: Any, predictor: Any) -> list[dict[str, Any]]:
     """Beside the score what the cost alone would have said, block by block."""
-    from dataclasses import asdict
-
     from dna_deploy.budget import block_costs
     from dna_deploy.found import block_scores
     from dna_deploy.progress import show
