@@ -27,8 +27,8 @@ class Trained:
 
 def train_named(
     network: str, data: str, data_root: str | None, image_size: int, folder: Path, how: Training, amp: bool | None
-) -> Trained:
-    """Train it from random weights, or go on; test it once in the end."""
+) -> Trained | None:
+    """Train it from random weights, or go on; test it once in the end. Of several processes the first one writes."""
     import timm
     import torch
     from timm.data import resolve_model_data_config
@@ -51,8 +51,11 @@ def train_named(
             raise RunError(f"{folder}: holds {found.network} of {found.data} at {found.image_size} px; choose another --run NAME")
         if found.training == how:
             return found
-    if not parted.exists():
+    if machine.first and not parted.exists():
         save_split(parted, split(source))
+    machine.tell(stage="named")
+    if not machine.first:
+        machine.told()
     parts = load_split(parted, source)
     torch.manual_seed(how.seed)
     model = timm.create_model(network, num_classes=len(source.classes)).to(machine.device)
@@ -62,6 +65,8 @@ def train_named(
     say(f"{network}: {how.epochs} epochs on {len(images)} images in batches of {how.batch}")
     partial = folder / "training.safetensors"
     train(model, images, preprocessing, how, partial, f"training {network}", machine=machine)
+    if not machine.first:
+        return None
     reached = accuracy(logits_of(model, test, preprocessing), test.labels)
     save_tensors(folder / "weights.safetensors", model.state_dict(), {})
     done = Trained(network, data, image_size, list(source.classes), reached, len(test), machine.amp, how)

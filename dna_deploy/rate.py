@@ -28,7 +28,7 @@ def rate(supernet: Supernet, lessons: Lessons, places: Sequence[int], batch: int
     with torch.no_grad(), frozen_statistics(supernet), bar("rating every candidate", total) as advance:
         for some in batches:
             image, features = lessons.batch(some)
-            for part, into, target in zip(supernet.pieces, [image, *features[:-1]], features, strict=True):
+            for part, into, target in supernet.lessons(image, features):
                 if part.piece.block.size == 1:
                     continue
                 for candidate, y in outputs(part, into):

@@ -130,6 +130,14 @@ class Run:
         return self.folder / "teacher.json"
 
     @property
+    def teacher_training(self) -> Path:
+        return self.folder / "teacher-training.safetensors"
+
+    def block(self, name: str) -> Path:
+        """Of a block that is trained alone."""
+        return self.folder / "blocks" / f"{name}.safetensors"
+
+    @property
     def supernet(self) -> Path:
         return self.folder / "supernet.safetensors"
 

@@ -67,23 +67,25 @@ def train(
     trained = nn.ModuleDict({"network": network, "adapters": guide.adapters if guide else nn.ModuleList()})
     trained.to(memory_format=torch.channels_last)
     drop_connect(network, how.drop_connect)
+    machine.require_shares(min(how.batch, len(images)), how.accumulate)
     steps = len(epoch_batches(len(images), how.batch, how.seed, 0))
     optimizer, schedule = _optimizer(trained, how, steps)
     ema = ModelEmaV3(network, how.ema, use_warmup=True) if how.ema else None
     mixup = Mixup(how.mixup, label_smoothing=how.label_smoothing, num_classes=len(images.source.classes)) if how.mixup else None
     kept = nn.ModuleDict({**trained, "ema": ema.module}) if ema else trained
     first = load_checkpoint(checkpoint, kept, optimizer, how)
+    machine.begin(kept)
     with bar(text, how.epochs * steps) as advance:
         advance(first * steps)
         for epoch in range(first, how.epochs):
             network.train()
-            watch = Watch(f"{text} diverged in epoch {epoch + 1}")
+            watch = Watch(f"{text} diverged in epoch {epoch + 1}", machine)
             batches = epoch_batches(len(images), how.batch, how.seed, epoch)
             pixels = _varied(images, how, epoch, batches, machine)
             for at, places in enumerate(batches, epoch * steps):
                 schedule.step_update(at)
                 optimizer.zero_grad(set_to_none=True)
-                for begin, some in parts_of(places, how.accumulate):
+                for begin, some in machine.own(parts_of(places, how.accumulate * machine.world)):
                     x = preprocessing(next(pixels))
                     labels = sent(images.labels[some], machine.device)
                     _seed(how.seed, at * len(places) + begin)
@@ -93,12 +95,15 @@ def train(
                         loss = _loss(network, x, labels, how, guide) * (len(some) / len(places))
                     loss.backward()  # type: ignore[no-untyped-call]
                     watch.add([loss.detach()])
+                machine.gather(trained.parameters())
                 optimizer.step()
                 if ema:
                     ema.update(network, at + 1)
                 advance(1)
             watch.require_finite()
-            save_checkpoint(checkpoint, kept, optimizer, epoch + 1, how)
+            machine.average(kept)
+            if machine.first:
+                save_checkpoint(checkpoint, kept, optimizer, epoch + 1, how)
     if ema:
         network.load_state_dict(ema.module.state_dict())
     network.eval()
@@ -149,13 +154,14 @@ def _varied(
     images: Images, how: Training, epoch: int, batches: Sequence[Sequence[int]], machine: Machine
 ) -> Iterator[torch.Tensor]:
     """The augmented pixels of every part of every batch of an epoch, on the device."""
+    count = how.accumulate * machine.world
     if how.augmentation != "shift":
         varied = Crops(images, how.augmentation, how.color_jitter)
-        parts = [some for places in batches for _, some in parts_of(places, how.accumulate)]
+        parts = [some for places in batches for _, some in machine.own(parts_of(places, count))]
         yield from crops(varied, parts, how.seed * 1_000_003 + epoch, machine.device)
         return
     for at, places in enumerate(batches, epoch * len(batches)):
-        for begin, some in parts_of(places, how.accumulate):
+        for begin, some in machine.own(parts_of(places, count)):
             yield Augmentation(how.seed * 1_000_003 + at, len(places), begin)(sent(images.batch(some), machine.device))
 
 

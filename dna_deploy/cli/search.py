@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dna_deploy.cli._command import POSITIVE, Amount, Bytes, DeviceLatency, command
+from dna_deploy.torchrun import RANK, WORLD
 
 if TYPE_CHECKING:
     from dna_deploy.arch import Architecture
@@ -125,9 +126,14 @@ def main(
     from dna_deploy.progress import say, show
     from dna_deploy.recipe import recipe
     from dna_deploy.run import Asked, Student
-    from dna_deploy.search import finish, search
+    from dna_deploy.search import dismiss, finish, join, meet, search
     from dna_deploy.weigh import calibrate_run, replace_one_run
 
+    if RANK > 0:  # torchrun started it beside the first
+        join()
+        return {}
+    if WORLD > 1:
+        meet()
     asked = Asked(
         teacher=teacher,
         teacher_weights=str(teacher_weights) if teacher_weights else None,
@@ -172,6 +178,8 @@ def main(
         _account(budget.predictor, found.architecture)
     rivals = _rivals(found, predictor)
     student: Student | None = finish(found, predictor, how) if trained else None
+    if WORLD > 1:
+        dismiss()
     rows = [["budget", f"{budget_ms:g} ms"], ["predicted", f"{picked.predicted_ms:.3g} ms"]]
     if student is not None and student.measured_ms is not None:
         rows.append(["measured", f"{student.measured_ms:.3g} ms ({student.measured_ms / picked.predicted_ms - 1:+.1%})"])

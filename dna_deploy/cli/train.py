@@ -46,6 +46,8 @@ def main(
     how = replace(usual, epochs=epochs or usual.epochs, accumulate=max(accumulate, usual.accumulate), seed=seed)
     folder = run_folder(name, network, data, image_size)
     done = train_named(network, data, data_root, image_size, folder, how, amp)
+    if done is None:  # a process beside the first
+        return {}
     say(f"{folder}: {done.test_accuracy:.2%} of {done.test_images} test images")
     say(f"next: dna-export --model {network} --weights {folder / 'weights.safetensors'} --data {data}")
     return {"folder": str(folder), **asdict(done)}
