@@ -37,7 +37,7 @@ def rate(supernet: Supernet, lessons: Lessons, places: Sequence[int], batch: int
                     found = scores(y, target) * share
                     sums[key] = sums[key] + found if key in sums else found
                     advance(1)
-    values = torch.stack(list(sums.values())).tolist()
+    values = torch.stack(list(sums.values())).tolist() if sums else []
     return [Rating(block, text, l1, nsr) for (block, text), (l1, nsr) in zip(sums, values, strict=True)]
 
 

@@ -1,7 +1,7 @@
 """The second recipe: from a teacher, labelled images and a latency budget to the network found, trained and measured."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,8 +35,18 @@ if TYPE_CHECKING:
     from dna_deploy.teacher import Teacher
 
 
-def search(asked: Asked, name: str | None, wishes: Sequence[Wish], measure_top: int = 0, wanted: Wanted | None = None) -> Found:
-    """Everything up to the exact pick. Stages that an earlier call finished are read, not done again."""
+def search(
+    asked: Asked,
+    name: str | None,
+    wishes: Sequence[Wish],
+    measure_top: int = 0,
+    wanted: Wanted | None = None,
+    rate: "Callable[[Run, Source, SearchSpace], None] | None" = None,
+) -> Found:
+    """Everything up to the exact pick. Stages that an earlier call finished are read, not done again.
+
+    `rate` leaves a run's block weights and ratings in its folder; None: `rate_all`, on this machine.
+    """
     source = open_source(asked.data, asked.data_root)
     space: SearchSpace = find("spaces", asked.space).at(asked.image_size, len(source.classes))
     budgets = [wish.on(space) for wish in wishes]
@@ -46,7 +56,7 @@ def search(asked: Asked, name: str | None, wishes: Sequence[Wish], measure_top: 
     wanted.problem(space, [budget.limit(space) for budget in budgets]).require_feasible()
     run = open_run(name, asked)
     if not run.ratings.exists():
-        rate_all(run, source, space)
+        (rate or rate_all)(run, source, space)
     ratings = load_ratings(run.ratings, space.blocks)
     return pick(run, space, ratings, budgets, measure_top, wanted)
 

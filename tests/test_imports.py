@@ -29,7 +29,7 @@ ROWS = [  # design.md, from the bottom up; a module may import from rows below i
     {"original", "bundle", "found"},
     {"on_device"},
     {"profile", "search", "export", "own_model", "named"},
-    {"weigh"},
+    {"weigh", "cluster"},
     {"cli"},
 ]
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}

@@ -52,7 +52,7 @@ torch.manual_seed(1)
 for layer in (plain[0], plain[3]):
     layer.reset_parameters()
 train(plain, images, teacher.preprocessing, how, out / "plain.safetensors", "training", machine=machine)
-print(machine.rank, float(sum(weight.double().sum() for weight in supernet.parameters())), flush=True)
+print(machine.rank, float(sum(weight.detach().double().sum() for weight in supernet.parameters())), flush=True)
 """
 
 

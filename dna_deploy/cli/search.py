@@ -76,6 +76,9 @@ if TYPE_CHECKING:
     default="finish",
     help="How the found network is trained: finish, from its block weights; scratch, DNA's published recipe; or a .toml file.",
 )
+@click.option(
+    "--ray", "address", help="Train blocks as jobs on the Ray cluster at HOST:PORT; the run on storage all machines share."
+)
 @click.option("--epochs", type=POSITIVE, help="Of that training; the recipe's if left out.")
 @click.option("--batch", type=POSITIVE, help="Its batch size, with a learning rate to match; the recipe's if left out.")
 @click.option("--seed", default=0, help="Of everything random.")
@@ -111,6 +114,7 @@ def main(
     calibrate: int | None,
     replace_one: bool,
     recipe_name: str,
+    address: str | None,
     epochs: int | None,
     batch: int | None,
     seed: int,
@@ -155,7 +159,9 @@ def main(
     how = replace(usual, epochs=epochs or usual.epochs, accumulate=max(accumulate, usual.accumulate), seed=seed)
     wanted = Wanted(macs, params, file_size, memory, pins, bans, top, diverse)
     wishes = _wishes(latencies, device, confidence)
-    found = search(asked, name, wishes, measure_top, wanted)
+    if address:
+        from dna_deploy.cluster import rate_on
+    found = search(asked, name, wishes, measure_top, wanted, rate_on(address) if address else None)
     if calibrate:
         calibrate_run(found.pick.run, found.architecture.space, calibrate)
         found = search(asked, name, wishes, measure_top, wanted)  # picks again, now by the calibrated scores
@@ -309,3 +315,7 @@ def _account(predictor: "LatencyPredictor", architecture: "Architecture") -> Non
         say(f"the table is published ({table.header.source}): a sum of isolated layers, no whole network was measured")
     for op in account.bounded:
         say(f"estimated, not measured: {op.key} is taken as the same layer with more classes")
+
+
+if __name__ == "__main__":  # torchrun -m
+    main()

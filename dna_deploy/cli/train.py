@@ -51,3 +51,7 @@ def main(
     say(f"{folder}: {done.test_accuracy:.2%} of {done.test_images} test images")
     say(f"next: dna-export --model {network} --weights {folder / 'weights.safetensors'} --data {data}")
     return {"folder": str(folder), **asdict(done)}
+
+
+if __name__ == "__main__":  # torchrun -m
+    main()
