@@ -109,7 +109,9 @@ def distill(supernet: Supernet, lessons: Lessons, how: Distillation, checkpoint:
     with bar("distilling all blocks", how.epochs * steps) as advance:
         advance(first * steps)
         for epoch in range(first, how.epochs):
-            watch = Watch(f"distillation diverged in epoch {epoch + 1}", machine)
+            watch = Watch(
+                f"distillation diverged in epoch {epoch + 1}", machine, [part.piece.block.name for part in supernet.pieces]
+            )
             for number, places in enumerate(epoch_batches(len(lessons), how.batch, how.seed, epoch)):
                 at = epoch * steps + number
                 set_rate(optimizer, how.learning_rate, at / (how.epochs * steps))
@@ -136,8 +138,8 @@ class Watch:
 
     EVERY = 50  # additions
 
-    def __init__(self, diverged: str, machine: Machine) -> None:
-        self.diverged, self.machine = diverged, machine
+    def __init__(self, diverged: str, machine: Machine, names: Sequence[str] = ("",)) -> None:
+        self.diverged, self.machine, self.names = diverged, machine, names
         self.sum = torch.zeros(1)
         self.count = 0
 
@@ -153,8 +155,9 @@ class Watch:
         if not all(map(math.isfinite, losses)):
             if not self.machine.first:
                 raise SystemExit(MachineError.exit_code)
+            each = [f"{name} {loss / self.count:.3g}".strip() for name, loss in zip(self.names, losses, strict=True)]
             raise MachineError(
-                f"{self.diverged}: mean losses {', '.join(f'{loss / self.count:.3g}' for loss in losses)}; check images and "
+                f"{self.diverged}: mean losses {', '.join(each)}; check images and "
                 "teacher for NaN, lower the learning rate or the batch, or leave out --amp; the last whole epoch is kept"
             )
 

@@ -55,9 +55,9 @@ class Machine:
         return parts[self.rank :: self.world]
 
     def require_shares(self, batch: int, accumulate: int) -> None:
-        if batch < accumulate * self.world:
-            processes = f" for each of {self.world} processes" if self.world > 1 else ""
-            raise RequestError(f"a batch of {batch} images cannot be worked in {accumulate} parts{processes}; make it larger")
+        if batch < 2 * accumulate * self.world:  # one image has no variance where BatchNorm sees a single pixel
+            parts = f"{accumulate} parts" + (f" for each of {self.world} processes" if self.world > 1 else "")
+            raise RequestError(f"a batch of {batch} images in {parts}: expected two images a part at least; make it larger")
 
     def gather(self, weights: "Iterable[nn.Parameter]") -> None:
         """Sum the gradients of all processes: each brought its images' share of the whole batch's."""
