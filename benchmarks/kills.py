@@ -2,7 +2,7 @@
 
     python -m benchmarks.kills
 
-dna-search on the smallest space (the tests' own, 18 networks) and scikit-learn's digits, from the teacher's fine-tuning to the
+dna-search on the smallest space and under the smallest teacher (the tests' own) and scikit-learn's digits, from the teacher's fine-tuning to the
 trained network: once undisturbed, once killed (SIGKILL) at 20 random moments and started again each time. Compared are the
 teacher, the weights of all blocks, the ratings, the network found and its trained weights, bit by bit: on a CPU with one thread
 nothing may differ. Each kill is a line of benchmarks/results/kills.jsonl. It takes some 25 starts of the program: 3 minutes
@@ -30,8 +30,8 @@ RESULTS = Path(__file__).with_name("results") / "kills.jsonl"
 FILES = ("teacher.safetensors", "supernet.safetensors", "ratings.jsonl", "architecture.json", "student.safetensors")
 SMALL = ["--space", str(SPACE), "--image-size", "32"]
 PROFILE = [*SMALL, "--classes", "10", "--validate", "10", "--budget", "60s"]
-SEARCH = [*SMALL, "--latency", "50ms", "--data", "digits", "--teacher-epochs", "3", "--distill-epochs", "3", "--epochs", "3"]
-SEARCH += ["--rating-images", "64"]
+SEARCH = [*SMALL, "--latency", "50ms", "--data", "digits", "--teacher", str(ROOT / "tests" / "own_teacher.py")]
+SEARCH += ["--teacher-epochs", "8", "--distill-epochs", "8", "--epochs", "8", "--rating-images", "64"]
 
 
 def start(command: str, flags: list[str], folder: Path) -> subprocess.Popen:
@@ -76,7 +76,7 @@ def main() -> None:
         calm, torn = place / "runs" / "calm", place / "runs" / "torn"
         while len(lines) < kills:
             process = start("search", [*SEARCH, "--run", "torn"], place)
-            moment = rng.uniform(0.3 * again_s, again_s + 3 / kills * work_s)
+            moment = rng.uniform(0.5 * again_s, again_s + 3 / kills * work_s)
             time.sleep(moment)
             if process.poll() is not None:
                 break  # it was done
