@@ -67,7 +67,11 @@ def train(
     trained = nn.ModuleDict({"network": network, "adapters": guide.adapters if guide else nn.ModuleList()})
     trained.to(memory_format=torch.channels_last)
     drop_connect(network, how.drop_connect)
-    machine.require_shares(min(how.batch, len(images)), how.accumulate)
+    batch = min(how.batch, len(images))
+    machine.require_shares(batch, how.accumulate)
+    if how.mixup and batch % (2 * how.accumulate * machine.world):
+        parts = how.accumulate * machine.world
+        raise RequestError(f"mixup pairs images: a batch of {batch} in {parts} parts leaves some over; make it divide evenly")
     steps = len(epoch_batches(len(images), how.batch, how.seed, 0))
     optimizer, schedule = _optimizer(trained, how, steps)
     ema = ModelEmaV3(network, how.ema, use_warmup=True) if how.ema else None
