@@ -47,10 +47,6 @@ class Training:
             )
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise RequestError(f"learning_rate = {self.learning_rate}: expected more than 0")
-        if self.mixup and self.batch // self.accumulate % 2:
-            raise RequestError(
-                f"mixup pairs images: batch {self.batch} in {self.accumulate} parts leaves one over; make them even"
-            )
 
     @property
     def guided(self) -> bool:

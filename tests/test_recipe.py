@@ -37,7 +37,6 @@ def test_ones_own_recipe_and_what_it_may_say(tmp_path):
         ("epochs = 0", "expected at least 1"),
         ('epochs = "many"', "epochs"),
         ("learning_rate = -1.0", "learning_rate = -1.0: expected more than 0"),
-        ("mixup = 0.2\nbatch = 7", "mixup pairs images"),
         ("epochs: 3", "not TOML"),
     ):
         own.write_text(text)

@@ -166,6 +166,13 @@ def test_what_timm_does_not_know_is_refused(parts, tmp_path, field, value):
     assert "\n" not in str(caught.value)
 
 
+def test_mixup_pairs_the_images_of_each_part(parts, tmp_path):
+    how = Training(batch=18, accumulate=3, mixup=0.2, augmentation="crop", epochs=1)
+    train(network(), Images(parts[0].source, parts[0].indices[:18], 16), HALF, how, tmp_path / "x.safetensors", "x")
+    with pytest.raises(RequestError, match="a batch of 18 in 2 parts leaves some over"):
+        train(network(), parts[0], HALF, dataclasses.replace(how, accumulate=2), tmp_path / "y.safetensors", "y")
+
+
 def test_parts_of_a_batch_give_the_gradient_of_the_whole(parts, tmp_path):
     """Exactly where nothing is computed over the batch, as BatchNorm does; 10 images in 4 parts are of two sizes."""
     images, _ = parts
