@@ -4,9 +4,9 @@
 
 dna-search on the smallest space, under the smallest teacher (the tests' own both) and on scikit-learn's digits, from the
 teacher's fine-tuning to the trained network: once undisturbed, once killed (SIGKILL) at 20 random moments and started again
-each time. Compared are the teacher, the weights of all blocks, the ratings, the network found and its trained weights, bit by
-bit: on a CPU with one thread nothing may differ. Each kill is a line of benchmarks/results/kills.jsonl. It takes some 25 starts of the program: 3 minutes
-on a quiet core.
+each time. Compared are the teacher, the weights of all blocks, the ratings, the network found and its trained weights, bit
+by bit: on a CPU with one thread nothing may differ. Each kill is a line of benchmarks/results/kills.jsonl. It takes some 25
+starts of the program: 5 minutes on a quiet core.
 """
 
 import json
