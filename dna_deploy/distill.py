@@ -16,7 +16,7 @@ from dna_deploy.checkpoint import load_checkpoint, save_checkpoint
 from dna_deploy.data import Augmentation, epoch_batches, parts_of
 from dna_deploy.errors import MachineError
 from dna_deploy.lessons import Lessons
-from dna_deploy.machine import CPU, Machine
+from dna_deploy.machine import CPU, Machine, one_update_a_step
 from dna_deploy.progress import bar
 from dna_deploy.space import Block, Candidate
 from dna_deploy.supernet import Supernet
@@ -106,7 +106,7 @@ def distill(supernet: Supernet, lessons: Lessons, how: Distillation, checkpoint:
     machine.begin(supernet)
     steps = len(epoch_batches(len(lessons), how.batch, how.seed, 0))
     supernet.train()
-    with bar("distilling all blocks", how.epochs * steps) as advance:
+    with bar("distilling all blocks", how.epochs * steps) as advance, one_update_a_step(supernet, how.accumulate):
         advance(first * steps)
         for epoch in range(first, how.epochs):
             watch = Watch(

@@ -131,6 +131,20 @@ def this_machine(amp: bool | None = None) -> Machine:
     return Machine(device, able if amp is None else amp, RANK, WORLD)
 
 
+@contextmanager
+def one_update_a_step(module: "nn.Module", parts: int) -> "Iterator[None]":
+    """Let BatchNorm's running statistics move by as much a step as they would by a whole batch, though it comes in parts."""
+    norms = [norm for norm in module.modules() if isinstance(norm, torch.nn.modules.batchnorm._BatchNorm) and norm.momentum]
+    momenta = [norm.momentum or 0.0 for norm in norms]
+    try:
+        for norm, momentum in zip(norms, momenta if parts > 1 else (), strict=False):
+            norm.momentum = 1 - (1 - momentum) ** (1 / parts)
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
 def dismiss() -> None:
     """Let the processes beside the first end, where there are any."""
     if WORLD > 1:

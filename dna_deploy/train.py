@@ -22,7 +22,7 @@ from dna_deploy.crops import Crops, crops
 from dna_deploy.data import Augmentation, Images, Preprocessing, epoch_batches, parts_of, sent
 from dna_deploy.distill import Watch, noise_to_signal
 from dna_deploy.errors import RequestError
-from dna_deploy.machine import CPU, Machine
+from dna_deploy.machine import CPU, Machine, one_update_a_step
 from dna_deploy.progress import bar
 from dna_deploy.recipe import Training
 from dna_deploy.teacher import Teacher
@@ -79,7 +79,7 @@ def train(
     kept = nn.ModuleDict({**trained, "ema": ema.module}) if ema else trained
     first = load_checkpoint(checkpoint, kept, optimizer, how)
     machine.begin(kept)
-    with bar(text, how.epochs * steps) as advance:
+    with bar(text, how.epochs * steps) as advance, one_update_a_step(network, how.accumulate):
         advance(first * steps)
         for epoch in range(first, how.epochs):
             network.train()
