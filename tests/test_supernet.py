@@ -138,8 +138,8 @@ def test_a_step_in_parts_has_the_mean_gradient_of_its_parts(tiny, teacher, image
     supernet = made()
     distill(supernet, Noting(teacher, few), how, tmp_path / "c.safetensors")
     assert [len(image) for image, _ in seen] == [6, 6]
-    alone, rng = made().train(), random.Random("0/0")
-    paths = [draw(part.piece.block, rng) for part in alone.pieces]
+    alone = made().train()
+    paths = [draw(part.piece.block, random.Random(f"0/{part.piece.block.name}/0")) for part in alone.pieces]
     total = 0.0
     for image, features in seen:
         for part, into, target, (path,) in zip(alone.pieces, [image, *features[:-1]], features, paths, strict=True):
