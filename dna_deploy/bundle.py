@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from dna_deploy.errors import CheckFailed, DnaError, MachineError, RequestError
-from dna_deploy.exporters._exporter import Contract, Exporter
+from dna_deploy.exporters._exporter import Contract, Exporter, Options
 from dna_deploy.files import read_arrays, read_json, sha256, write_arrays, write_atomic, write_json, write_text
 from dna_deploy.graph import OPSET
 from dna_deploy.plugins import find
@@ -33,7 +33,7 @@ from profilers import Device, Model, Plan, Stop, find_device, find_profiler, mea
 Array = np.ndarray[Any, np.dtype[Any]]
 Run = Callable[[Array], Array]
 
-SCHEMA = "dna-deploy/bundle/1"
+SCHEMA = "dna-deploy/bundle/2"
 PORTABLE = "model.onnx"
 VERIFICATION, LOGITS = ".verification.json", ".logits.npz"  # endings behind the name of the model they are about
 GOLDEN = 8  # images
@@ -77,7 +77,7 @@ class Packed:
     """A model of the bundle. `tolerance`: the largest difference of a golden logit that is accepted, absolute."""
 
     format: str
-    precision: str
+    options: Options
     tolerance: float
 
 
@@ -88,7 +88,7 @@ class Manifest:
     models: dict[str, Packed]
     newest: str  # the model that was exported last: what is measured and judged where none is named
     input_shape: list[int]  # without the batch
-    made_from: dict[str, str | int | float | None]  # what to export again for the same bytes
+    made_from: dict[str, str | int]  # the network, by the flags of dna-export; with a model's options its graph is made again
     made_with: dict[str, str]  # package -> version
     made_on: dict[str, str | int | float | None]  # the machine the latency was measured on, unless it was a device
     files: dict[str, File] = field(default_factory=dict)
@@ -137,9 +137,9 @@ def write_bundle(
     contract: Contract,
     model: Path,
     exporter: Exporter,
-    precision: str,
+    options: Options,
     images: Array,
-    made_from: Mapping[str, str | int | float | None],
+    made_from: Mapping[str, str | int],
     licences: Mapping[str, str],
 ) -> Manifest:
     """Complete `folder`, where the verified `model` lies beside model.onnx, into a bundle; other models in it stay.
@@ -171,9 +171,11 @@ def write_bundle(
     prepared = _onnx_run(folder / "preprocess.onnx")(pixels)
     right = _onnx_run(portable)(prepared)
     models, answers = _earlier(folder, pixels, right)
-    models[PORTABLE], answers[PORTABLE] = Packed("onnx", "fp32", TOLERANCES["fp32"] * float(right.std())), right
+    spread = float(right.std())
+    in_fp32 = replace(options, precision="fp32")
+    models[PORTABLE], answers[PORTABLE] = Packed("onnx", in_fp32, TOLERANCES["fp32"] * spread), right
     if model.name != PORTABLE:
-        models[model.name] = Packed(exporter.name, precision, TOLERANCES[precision] * float(right.std()))
+        models[model.name] = Packed(exporter.name, options, TOLERANCES[options.precision] * spread)
         answers[model.name] = exporter.load(model)(prepared)
     write_arrays(folder / "golden.npz", {"images": pixels, **answers})
     write_text(folder / "LICENCES.md", "".join(f"## {part}\n\n{text}\n\n" for part, text in licences.items()))

@@ -26,8 +26,8 @@ ROWS = [  # design.md, from the bottom up; a module may import from rows below i
     {"distill", "rate", "precision", "quantize", "warm"},
     {"train", "run"},
     {"original", "bundle", "found"},
-    {"on_device"},
-    {"profile", "search", "export", "own_model"},
+    {"on_device", "chain"},
+    {"profile", "search", "export", "rebuild", "own_model"},
     {"weigh"},
     {"cli"},
 ]

@@ -1,4 +1,4 @@
-"""dna-export --verify: is a bundle whole, does it still answer as it did, and is it good and fast enough?"""
+"""dna-export --verify and --rebuild: is a bundle whole, does it answer as it did, and is it what it says it was made from?"""
 
 from pathlib import Path
 from typing import Any
@@ -51,3 +51,23 @@ def verified(path: Path, device: str | None, max_drop: float | None, max_ms: flo
             "accuracy_drop": accuracy.drop if accuracy else None,
             "measured_ms": ms,
         }
+
+
+def rebuilt(path: Path) -> dict[str, Any]:
+    """Make the ONNX files of a bundle again from what its manifest names; raises CheckFailed where one has other bytes."""
+    from dna_deploy.bundle import opened
+    from dna_deploy.errors import CheckFailed
+    from dna_deploy.progress import say, show
+    from dna_deploy.rebuild import other_versions, rebuild
+
+    with opened(path) as contents:
+        versions = other_versions(contents.manifest)
+        if versions:
+            say(f"{path} was made with other packages: {'; '.join(versions)}")
+        files = list(rebuild(contents))
+        rows = [[part.file, part.shipped[:16], part.found[:16], "same" if part.same else "DIFFERS"] for part in files]
+        show("SHA-256", ["file", "shipped", "made again", ""], rows)
+        if others := [part.file for part in files if not part.same]:
+            why = "; it was made with other packages" if versions else "; the network or the images it was made from have changed"
+            raise CheckFailed(f"{path}: {', '.join(others)}: made again the bytes are others{why}")
+        return {"bundle": str(path), "rebuilt": {part.file: part.found for part in files}, "other_versions": versions}

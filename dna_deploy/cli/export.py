@@ -41,6 +41,9 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--max-latency", "max_ms", type=Latency(), help="Measured latency above it is exit code 1.")
 @click.option("--zip", "zipped", is_flag=True, help="Write the bundle as one file as well, beside its folder.")
 @click.option("--verify", type=click.Path(path_type=Path), help="Check a bundle (folder or .zip) instead of exporting.")
+@click.option(
+    "--rebuild", type=click.Path(path_type=Path), help="Make the ONNX files of a bundle again and compare them byte by byte."
+)
 @click.option("--device", help="Run the ONNX file there too, over the whole test set: cpu, pixel, or one of your devices.toml.")
 def main(
     format_: str,
@@ -61,6 +64,7 @@ def main(
     max_ms: float | None,
     zipped: bool,
     verify: Path | None,
+    rebuild: Path | None,
     device: str | None,
 ) -> dict[str, Any]:
     """Export the found network, or any model, step by step; run every step against the one before, and measure the result.
@@ -79,6 +83,10 @@ def main(
         from dna_deploy.cli._bundle import verified
 
         return verified(verify, device, max_drop, max_ms)
+    if rebuild is not None:
+        from dna_deploy.cli._bundle import rebuilt
+
+        return rebuilt(rebuild)
     if zipped and output is not None:
         raise RequestError("--zip: a bundle is a folder; leave out --output, which writes one file alone")
     exporter: Exporter = find("exporters", format_)  # refused before anything is loaded
