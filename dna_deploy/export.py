@@ -9,13 +9,15 @@ from dna_deploy.chain import stem, steps
 from dna_deploy.errors import CannotRun, CheckFailed, DnaError, RequestError
 from dna_deploy.exporters._exporter import Exporter, Options
 from dna_deploy.files import sha256, write_json
-from dna_deploy.locate import Graph, Module, locate, onnxruntime_run
+from dna_deploy.locate import locate
 from dna_deploy.measure import Latency, device_of, measure_runs, measure_whole
 from dna_deploy.on_device import require_device, run_on_device
 from dna_deploy.original import Original
 from dna_deploy.plugins import find
 from dna_deploy.progress import say
+from dna_deploy.reference import Graph, Module
 from dna_deploy.run import Picked
+from dna_deploy.subgraph import onnxruntime_run
 from dna_deploy.table import LatencyTable
 from dna_deploy.verify import LIMITS, Limits, Link, Step, Verification, compare, failures, judge, link, outputs, save_logits
 from profilers import Model

@@ -10,8 +10,10 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from dna_deploy.exporters._exporter import Contract, Options
-from dna_deploy.locate import MARKS, Graph, Module, locate, onnxruntime_run
+from dna_deploy.locate import MARKS, locate
 from dna_deploy.plugins import find
+from dna_deploy.reference import Graph, Module
+from dna_deploy.subgraph import onnxruntime_run
 from dna_deploy.verify import Limits, judge
 
 CONTRACT = Contract(16, (0.5,) * 3, (0.5,) * 3, ("a", "b", "c"))

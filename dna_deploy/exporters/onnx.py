@@ -125,13 +125,15 @@ def _attribute(node: "onnx.NodeProto", name: str) -> int:
     return next((attribute.i for attribute in node.attribute if attribute.name == name), 0)
 
 
-def module_of(node: "onnx.NodeProto") -> str:
-    """The module of the network a node came from, such as `b1.0.conv_dw`; the node's own name where that is not known."""
+def scopes(node: "onnx.NodeProto") -> list[str]:
+    """The modules a node lies in, outermost first, and its own name last; as the exporter noted them."""
     for entry in node.metadata_props:
         if entry.key == SCOPES:
-            scopes: list[str] = ast.literal_eval(entry.value)
-            return scopes[-2] if len(scopes) > 1 and scopes[-2] else node.name
-    return node.name
+            try:
+                return [str(part) for part in ast.literal_eval(entry.value)]
+            except (ValueError, SyntaxError):
+                return []
+    return []
 
 
 def load(path: Path) -> "Run":
