@@ -120,14 +120,14 @@ def locate(
         noise = rounding(noisy, marks, boundary, right, precision, found if reference.graph is None else None)
         runs, most = runs + 3, max(most, len(set(wanted) - set(inputs)), len(marks))
         if searched is pairs:  # marks alone must not change what is looked for
-            plain, beside = run(suspect, inputs), run(marked(suspect, [pair.suspect for pair in marks]), inputs)
+            alone, beside = run(suspect, inputs), run(marked(suspect, [pair.suspect for pair in marks]), inputs)
             runs += 2
             last = {pair.suspect: right[pair.reference] for pair in marks}
-            changed = max(float(np.abs(plain(plain[name]) - plain(beside[name])).max()) for name in outputs)
+            changed = max(float(np.abs(plain(alone[name]) - plain(beside[name])).max()) for name in outputs)
             fused_only = any(
                 name in last
                 and off(last[name], beside[name], noise[name]).max() <= TIMES[precision]
-                and off(last[name], plain[name], noise[name]).max() > 10 * TIMES[precision]
+                and off(last[name], alone[name], noise[name]).max() > 10 * TIMES[precision]
                 for name in outputs
             )
         wrong = [

@@ -22,6 +22,7 @@ from dna_deploy.files import read_json, write_json
 from dna_deploy.graph import onnx_of
 from dna_deploy.original import Original
 from dna_deploy.plugins import find
+from dna_deploy.precision import lower
 from dna_deploy.verify import Inputs, Verification
 from profilers import ModelUnsupported, UnknownDevice
 from profilers._tensorrt import package, probes
@@ -140,6 +141,16 @@ def test_a_precision_the_graph_does_not_have_is_a_failed_export(made, tmp_path):
     with pytest.raises(CheckFailed, match="fp16 was asked for, but the engine computes in fp32 only"):
         write(made / "model.onnx", CONTRACT, tmp_path / "model.engine", replace(AHEAD, precision="fp16"))
     assert not list(tmp_path.iterdir())
+
+
+@needs_package
+def test_bf16_is_computed_in_bf16_by_every_layer(made, tmp_path):
+    lowered, _ = lower(onnx.load(made / "model.onnx"), "bf16", {})
+    onnx.save(lowered, tmp_path / "model-bf16.onnx")
+    write(tmp_path / "model-bf16.onnx", CONTRACT, tmp_path / "model.engine", replace(AHEAD, precision="bf16"))
+    nodes = onnx.load(made / "model.onnx").graph.node
+    weighted = sum(node.op_type in ("Conv", "Gemm") for node in nodes)
+    assert Manifest.of(tmp_path / "model.engine").computes_in == {"bf16": weighted}
 
 
 @needs_package
