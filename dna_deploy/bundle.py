@@ -265,7 +265,11 @@ def opened(path: Path) -> Iterator[Contents]:
     elif path.is_file():
         with tempfile.TemporaryDirectory(prefix="bundle-") as folder:
             _unpack(path, Path(folder))
-            yield _contents(Path(folder))
+            try:
+                contents = _contents(Path(folder))
+            except DnaError as error:  # which names the folder it was unpacked to, and nobody knows that one
+                raise type(error)(str(error).replace(folder, str(path))) from error
+            yield contents
     else:
         raise RequestError(f"{path}: no such bundle; expected a folder or a .zip that dna-export wrote")
 

@@ -13,7 +13,7 @@ from dna_deploy.exporters._exporter import Exporter
 from dna_deploy.files import parse, sha256
 from dna_deploy.original import Asked, Original, from_model, from_run
 from dna_deploy.plugins import find
-from dna_deploy.run import Pick
+from dna_deploy.run import find_pick
 
 
 @dataclass(frozen=True)
@@ -64,5 +64,5 @@ def _original(manifest: Manifest) -> Original:
     if not manifest.made_from:
         raise RequestError(f"{manifest.name}: its manifest does not say what it was made from; it cannot be made again")
     if "run" in manifest.made_from:
-        return from_run(Pick(Path(str(manifest.made_from["run"]))))
+        return from_run(find_pick(str(manifest.made_from["run"])))
     return from_model(parse(Asked, manifest.made_from, "manifest.json: made_from"))
