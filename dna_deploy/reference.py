@@ -127,10 +127,11 @@ def _by_name(suspect: "onnx.ModelProto", known: set[str]) -> list[Pair]:
         if node.op_type in HANDED_ON:
             before[node.output[0]] = node.input[0]
         for name in node.output if node.op_type != "QuantizeLinear" else ():
-            at: str | None = name
-            while at and at not in known:
-                at = before.get(at) or (at.removesuffix("_quantized") if at.endswith("_quantized") else None)
-            if at and name:
+            at, passed = name, set()
+            while at not in known and at not in passed:
+                passed.add(at)
+                at = before.get(at) or at.removesuffix("_quantized")  # of a bias one leads to the other and back
+            if at in known and name:
                 found.append(Pair(name, at))
     return found
 

@@ -277,12 +277,11 @@ def _cosine(before: Array, after: Array) -> Array:
 
 
 def failures(link: Link) -> list[str]:
-    """One line for each thing that failed, with the figures and the limits."""
+    """One line for each thing that failed, with the figures and the limits; of several batch sizes the first is told in full."""
     limits = link.limits
     lines = []
-    for found in link.comparisons:
-        if found.ok:
-            continue
+    failed = [found for found in link.comparisons if not found.ok]
+    for found in failed[:1]:
         said = [f"largest difference {found.largest_difference:.2g} of the spread (limit {limits.largest_difference:.2g})"]
         if found.about == "images":
             said.append(f"top-1 agreement {found.top1_agreement:.2%} (limit {limits.top1_agreement:.2%})")
@@ -292,7 +291,8 @@ def failures(link: Link) -> list[str]:
             said.append(
                 f"accuracy {paired.accuracy_before:.2%} -> {paired.accuracy_after:.2%} (drop limit {limits.accuracy_drop:.1%})"
             )
-        lines.append(f"{found.about}, batch {found.batch}: {', '.join(said)}")
+        others = ", ".join(f"{other.about} at batch {other.batch}" for other in failed[1:])
+        lines.append(f"{found.about}, batch {found.batch}: {', '.join(said)}" + (f"; also {others}" if others else ""))
     if link.placement is not None and link.placement.elsewhere:
         lines.append(link.placement.text)
     if link.first_bad is not None:

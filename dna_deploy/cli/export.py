@@ -176,20 +176,23 @@ def _show(original: "Original", options: "Options", path: Path, found: "Verifica
     from dna_deploy.progress import say, show
     from dna_deploy.run import Pick, Student
 
-    rows = [
-        [
-            f"{link.against} > {link.step}",
-            f"{part.images} {part.about}",
-            str(part.batch),
-            f"{part.top1_agreement:.2%}",
-            f"{part.largest_difference:.2g}",
-            _share(part.accuracy_before),
-            _share(part.accuracy_after),
-            "ok" if part.ok else "FAILED",
+    rows, before = [], "torch"
+    for link in (*found.links, *([found.on_device] if found.on_device else [])):
+        name = link.step if link.against == before else f"{link.against} > {link.step}"
+        before = link.step
+        rows += [
+            [
+                name,
+                f"{part.images} {part.about}",
+                str(part.batch),
+                f"{part.top1_agreement:.2%}",
+                f"{part.largest_difference:.2g}",
+                _share(part.accuracy_before),
+                _share(part.accuracy_after),
+                "ok" if part.ok else "FAILED",
+            ]
+            for part in link.comparisons
         ]
-        for link in (*found.links, *([found.on_device] if found.on_device else []))
-        for part in link.comparisons
-    ]
     columns = ["step", "on", "batch", "same top-1", "off by", "accuracy", "after", ""]
     show(str(path), columns, rows)
     latency = found.latency
