@@ -6,14 +6,18 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from dna_deploy.bundle import Contents, Manifest
+from dna_deploy.bundle import Manifest
 from dna_deploy.chain import graphs
+from dna_deploy.contents import Contents
 from dna_deploy.errors import RequestError
 from dna_deploy.exporters._exporter import Exporter
 from dna_deploy.files import parse, sha256
 from dna_deploy.original import Asked, Original, from_model, from_run
 from dna_deploy.plugins import find
 from dna_deploy.run import find_pick
+from profilers import Device, find_profiler
+
+HERE = Device("cpu", "host")
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,12 @@ def rebuild(contents: Contents) -> Iterator[Rebuilt]:
                 yield Rebuilt(file.name, manifest.files[file.name].sha256, sha256(file))
 
 
-def other_versions(manifest: Manifest) -> list[str]:
-    """The packages that are not what they were, each with both versions: the first thing to look at where bytes differ."""
-    return [f"{name} {then}, here {now}" for name, then in manifest.made_with.items() if (now := _version(name)) != then]
+def surroundings(manifest: Manifest) -> list[str]:
+    """What is not as it was, packages and processor, each then and now: the first thing to look at where bytes differ."""
+    here = find_profiler(HERE).environment(HERE)
+    then = {**manifest.made_with, "processor": manifest.made_on.get("processor")}
+    now = {**{name: _version(name) for name in manifest.made_with}, "processor": here["processor"]}
+    return [f"{name} {was}, here {now[name]}" for name, was in then.items() if now[name] != was]
 
 
 def _version(name: str) -> str:

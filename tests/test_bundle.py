@@ -15,7 +15,8 @@ import torch
 from onnx import numpy_helper
 
 from dna_deploy.arch import sample
-from dna_deploy.bundle import Manifest, check, measured_ms, opened, prefix_graph, write_bundle, write_zip
+from dna_deploy.bundle import Manifest, prefix_graph, write_bundle, write_zip
+from dna_deploy.contents import check, measured_ms, opened
 from dna_deploy.errors import CheckFailed, DnaError, RequestError
 from dna_deploy.exporters._exporter import Contract, Options
 from dna_deploy.files import read_json, sha256, write_json

@@ -26,7 +26,7 @@ ROWS = [  # design.md, from the bottom up; a module may import from rows below i
     {"distill", "rate", "precision", "quantize", "warm"},
     {"train", "run"},
     {"original", "bundle", "found"},
-    {"on_device", "chain"},
+    {"on_device", "chain", "contents"},
     {"profile", "search", "export", "rebuild", "own_model"},
     {"weigh"},
     {"cli"},

@@ -5,7 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from dna_deploy.bundle import opened
+from dna_deploy.contents import opened
 from dna_deploy.rebuild import rebuild
 
 NET = """
@@ -45,7 +45,7 @@ def test_the_same_request_gives_the_same_bytes(made):
     assert {file.name: file.read_bytes() for file in made.iterdir()} == before  # nothing of the bundle is touched
     code, said = asked("--rebuild", made)
     answer = json.loads(said.splitlines()[-1])
-    assert code == 0 and set(answer["rebuilt"]) == {"model-int8.onnx", "model.onnx"} and answer["other_versions"] == []
+    assert code == 0 and set(answer["rebuilt"]) == {"model-int8.onnx", "model.onnx"} and answer["made_elsewhere"] == []
 
 
 def test_a_network_that_has_changed_since_is_exit_1(made):
@@ -59,7 +59,7 @@ def test_packages_that_have_changed_since_are_named(made):
     manifest["made_with"]["onnx"] = "0.0.1"
     (made / "manifest.json").write_text(json.dumps(manifest))
     code, said = asked("--rebuild", made)
-    assert code == 0 and "was made with other packages: onnx 0.0.1, here " in said
+    assert code == 0 and "was made elsewhere: onnx 0.0.1, here " in said
 
 
 def test_what_is_not_there_any_more_is_exit_2(made):
