@@ -53,7 +53,8 @@ class Graph:
         # a bias in int32 has steps as fine as the sums it is added to: it is judged with the layer that adds it
         biases = {part.name for part in self.model.graph.initializer if len(part.dims) < 2}
         known = names_of(self.model) - biases
-        by_name = _by_name(suspect, known)
+        later = _activated_later(self.model, suspect)
+        by_name = [pair for pair in _by_name(suspect, known) if pair.suspect not in later]
         outputs = [name for node in suspect.graph.node for name in node.output]
         if 2 * len(by_name) >= len(outputs):
             return by_name
@@ -134,6 +135,17 @@ def _by_name(suspect: "onnx.ModelProto", known: set[str]) -> list[Pair]:
             if at in known and name:
                 found.append(Pair(name, at))
     return found
+
+
+def _activated_later(reference: "onnx.ModelProto", suspect: "onnx.ModelProto") -> set[str]:
+    """Tensors whose activation the quantizer left to QuantizeLinear, which clips as it does: only behind it they are the same."""
+    ops = {name: node.op_type for node in reference.graph.node for name in node.output}
+    readers: dict[str, set[str]] = {}
+    for node in suspect.graph.node:
+        for name in node.input:
+            readers.setdefault(name, set()).add(node.op_type)
+    made = {name: node.op_type for node in suspect.graph.node for name in node.output}
+    return {name for name, op in made.items() if readers.get(name) == {"QuantizeLinear"} and ops.get(name, op) != op}
 
 
 def _signatures(model: "onnx.ModelProto") -> list[tuple[str, tuple[Any, ...]]]:

@@ -40,7 +40,10 @@ def rounding(
     straight = {pair.suspect: right[pair.reference] if own is None else own[pair.suspect] for pair in marks}
     fixed = {part.name for part in graph.graph.initializer}
     computed = {name for node in graph.graph.node for name in node.output}
-    outputs = [name for name in dict.fromkeys(names[pair.suspect] for pair in marks) if name in computed]
+    entering_as = {
+        names[pair.suspect] for pair in boundary
+    }  # a tensor that is only handed on, as by Q/DQ, is rounded and no more
+    outputs = list(dict.fromkeys(names[pair.suspect] for pair in marks if names[pair.suspect] in computed - entering_as))
     shaken: dict[str, Array] = {}
     if outputs:
         given = {
