@@ -201,7 +201,9 @@ def test_int8_is_clean_and_a_wrong_scale_or_zero_point_is_named(clean):
     assert locate(Graph(clean), int8, IMAGES, "int8").found is None
 
     def dequantized(model, weight):
-        layer = next(node for node in model.graph.node if any(name.startswith(weight) for name in node.input))
+        layer = next(
+            node for node in model.graph.node if len(node.input) > 1 and node.input[1] == f"{weight}_DequantizeLinear_Output"
+        )
         return next(node for node in model.graph.node if node.output[0] == layer.input[0])
 
     for place, wrong in ((1, lambda scale: scale * np.float32(2)), (2, lambda zero: zero + np.uint8(16))):
