@@ -43,7 +43,7 @@ from dna_deploy.files import read_json, sha256
 from dna_deploy.locate import MARKS, locate
 from dna_deploy.original import from_run
 from dna_deploy.plugins import find
-from dna_deploy.quantize import quantize
+from dna_deploy.quantize import quantize_within
 from dna_deploy.ranges import observe
 from dna_deploy.reference import Graph, Module
 from dna_deploy.run import Pick, TeacherReport
@@ -93,18 +93,23 @@ def exported(network, contract):
         return onnx.load(path)
 
 
-def quantized(graph, images):
-    """By the product's own quantizer, no layer back in float: what the faults are planted in."""
-    held_out = Inputs("held-out images", len(images), lambda places: images[list(places)], None)
-    return quantize(graph, observe(graph, held_out), frozenset(), symmetric=False)
+def quantized(graph, images, labels):
+    """By the product's own quantizer, as dna-export does it: layers go back to float until half a point is kept."""
+    held_out = Inputs("held-out images", len(images), lambda places: images[list(places)], labels)
+    with tempfile.TemporaryDirectory() as folder:
+        fp32, int8 = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+        onnx.save(graph, fp32)
+        load = find("exporters", "onnx").load
+        quantize_within(fp32, int8, observe(graph, held_out), held_out, HALF_A_POINT, symmetric=False, load=load)
+        return onnx.load(int8)
 
 
-def case(name, network, contract, images, labels, held_out):
+def case(name, network, contract, images, labels, held_out, known):
     prefix = onnx.ModelProto.FromString(prefix_graph(contract))
     network = network.eval()
     model = compose.merge_models(prefix, exported(network, contract), io_map=[("preprocess.normalised", "input")])
     del model.opset_import[1:]  # onnx.compose lists the same one twice, which the quantizer refuses
-    return Case(name, network, model, quantized(model, held_out), images, labels)
+    return Case(name, network, model, quantized(model, held_out, known), images, labels)
 
 
 def cases(pick, count):
@@ -118,9 +123,9 @@ def cases(pick, count):
         some = Images(source, indices, size)
         return some.batch(range(len(some))).permute(0, 2, 3, 1).contiguous().numpy(), some.labels.numpy()
 
-    (test, labels), (held_out, _) = pixels(parts.test[:count]), pixels(parts.held_out[:128])
+    (test, labels), (held_out, known) = pixels(parts.test[:count]), pixels(parts.held_out)
     networks = {"teacher": teacher_of(pick), "student": student.network}
-    return [case(name, network, student.contract, test, labels, held_out) for name, network in networks.items()]
+    return [case(name, network, student.contract, test, labels, held_out, known) for name, network in networks.items()]
 
 
 def teacher_of(pick):

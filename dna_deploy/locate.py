@@ -108,6 +108,9 @@ def locate(
     noisy = reference.graph or suspect
     outputs = [value.name for value in suspect.graph.output]
     types = types_of(suspect)
+    fixed = {part.name for part in suspect.graph.initializer}
+    dequantized = [node for node in suspect.graph.node if node.op_type == "DequantizeLinear"]
+    clipped = {node.output[0] for node in dequantized if node.input[0] not in fixed}
     runs, most, boundary, searched = 0, 0, [Pair(name, name) for name in inputs], pairs
     changed, fused_only = 0.0, False
     bad: tuple[Pair, Array, Array, Array] | None = None
@@ -134,11 +137,11 @@ def locate(
                 and off(last[name], alone[name], noise[name]).max() > 10 * TIMES[precision]
                 for name in outputs
             )
-        wrong = [
-            pair
-            for pair in marks
-            if not off(given[pair.suspect], found[pair.suspect], noise[pair.suspect]).max() <= TIMES[precision]
-        ]
+        wrong = []
+        for pair in marks:
+            right_one, found_one = given[pair.suspect], found[pair.suspect]
+            if not off(right_one, found_one, noise[pair.suspect], pair.suspect in clipped).max() <= TIMES[precision]:
+                wrong.append(pair)
         if not wrong or fused_only:
             break
         first = wrong[0]

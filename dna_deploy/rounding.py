@@ -66,12 +66,18 @@ def rounding(
     return noise
 
 
-def off(right: Array, found: Array, noise: Array) -> Array:
-    """By channel: the difference over what rounding gives; infinite where it is not a number or of another shape."""
+def off(right: Array, found: Array, noise: Array, whole: bool = False) -> Array:
+    """By channel: the difference over what rounding gives; infinite where it is not a number or of another shape.
+
+    `whole`: one figure for all channels, of a tensor with one range for all: clipping a few large values for the sake of
+    all others costs the channel they are in.
+    """
     if right.shape != found.shape:
         return np.array([math.inf])
     with np.errstate(invalid="ignore", over="ignore"):
         difference = _by_channel(plain(found) - plain(right))
+    if whole:
+        difference, noise = (np.sqrt(np.mean(np.square(values), keepdims=True)) for values in (difference, noise))
     floor = np.maximum(noise, np.median(noise) / 2) + 1e-30
     return np.where(np.isfinite(difference), difference / floor, math.inf)
 
