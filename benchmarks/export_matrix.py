@@ -55,21 +55,7 @@ def networks(run: str | None, size: int) -> dict[str, Callable[[], Original]]:
         found["student"] = lambda: replace(from_run(pick), picked=None)
     except DnaError as missing:
         print(f"no trained student: {missing}")
-    return found | {name: lambda name=name: settled(from_model(_asked(name, size))) for name in MODELS}
-
-
-def settled(original: Original) -> Original:
-    """Where weights are random: with BatchNorm statistics of its own images. Without them a deep network is a chaotic one: one
-    rounding error grows to 6.5e-4 of the spread of mobilenetv3's logits, and the verification rightly fails it."""
-    norms = [part for part in original.network.modules() if isinstance(part, torch.nn.BatchNorm2d)]
-    if original.contract.weights == "random" and norms:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the plain average
-        with torch.no_grad():
-            original.network.train()(torch.from_numpy(original.held_out.at(range(original.held_out.count))))
-        original.network.eval()
-    return original
+    return found | {name: lambda name=name: from_model(_asked(name, size)) for name in MODELS}
 
 
 def _asked(name: str, size: int) -> Asked:

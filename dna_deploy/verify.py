@@ -166,7 +166,8 @@ def compare(before: Step, reference: Array, step: Step, inputs: Inputs, largest_
     edges = edge_inputs(inputs.at(range(min(FEW, inputs.count))))
     asked = Inputs("edge inputs", len(edges), lambda places: edges[list(places)], None)
     right, found = (outputs(part, asked, largest_batch) for part in (before, step))
-    comparisons.append(judge(right, found, None, largest_batch, limits, float(reference.std())))
+    spread = max(float(reference.std()), float(right.std()))  # rounding grows with the values, which here may be far larger
+    comparisons.append(judge(right, found, None, largest_batch, limits, spread))
     for batch in SMALL_BATCHES:
         some = outputs(step, inputs, batch, FEW)
         comparisons.append(judge(reference[: len(some)], some, None, batch, limits))  # too few to judge the accuracy by
@@ -184,7 +185,8 @@ def judge(
 ) -> Comparison:
     """The figures of two sets of logits (N, classes); anything not finite is a failure.
 
-    `spread` is given for edge inputs: that of the real images' logits, and the sign that classes are not to be judged.
+    `spread` is given for edge inputs, that of the real images' logits or their own, the larger: and is the sign that classes
+    are not to be judged.
     """
     count, about = len(reference), "images" if spread is None else "edge inputs"
     scale = max(float(reference.std()) if spread is None else spread, 1e-30)
