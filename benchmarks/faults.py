@@ -323,7 +323,8 @@ def clean_exports(original, count):
             searched = locate(reference, onnx.load(step.path), images, step.precision)
             before[{"onnx": "simplified"}.get(step.name, step.name)] = step
             yield {
-                "clean": step.name, "network": original.name, "images": some.count, "detected": failures(link) if not link.ok else None,
+                "clean": step.name, "network": original.name, "images": some.count,
+                "detected": failures(link) if not link.ok else None,
                 "agreement": link.comparisons[0].top1_agreement, "accuracy": link.comparisons[0].accuracy_after,
                 "largest_difference": link.comparisons[0].largest_difference, "kept": step.kept,
                 "named": searched.found and searched.found.text, "fused_only": searched.fused_only, "tensors": searched.tensors,
