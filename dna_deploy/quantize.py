@@ -94,7 +94,7 @@ def quantize_within(
     symmetric: bool,
     load: "Callable[[Path], Run]",
 ) -> tuple[str, ...]:
-    """Write `graph` quantized to `target`, its accuracy within `max_drop` (0.005: half a point) on the held-out images.
+    """Write `graph` quantized to `target`; at most `max_drop` (0.005: half a point) of the held-out images are lost.
 
     Returns the layers that went back to float, the most harmful first. Where nobody knows the right answers, every image
     whose winning class changes counts as lost.
@@ -110,26 +110,30 @@ def quantize_within(
         return lost(reference, logits, held_out)
 
     whole, bits = drop([], 8), 8
-    say(f"int8: {whole:+.2%} of accuracy lost on {held_out.about}, {max_drop:.2%} allowed")
+    say(f"int8: {whole:.2%} lost on {held_out.about}, {max_drop:.2%} allowed")
     if whole <= max_drop:
         return ()
     if not symmetric:  # without VNNI, pairs of products of 8 bits saturate; of 7 they do not
         seven = drop([], 7)
-        say(f"int8 with weights of 7 bits: {seven:+.2%} lost")
+        say(f"int8 with weights of 7 bits: {seven:.2%} lost")
         if seven <= max_drop:
             return ()
         bits = 7 if seven < whole else 8
     order = by_harm(model, seen, held_out, reference, symmetric, bits, target, load)
     count = fewest(lambda many: drop(order[:many], bits) <= max_drop, len(order))
     final = drop(order[:count], bits)
-    say(f"int8: {count} of {len(order)} layers back in float, {final:+.2%} lost: {', '.join(order[:count])}")
+    say(f"int8: {count} of {len(order)} layers back in float, {final:.2%} lost: {', '.join(order[:count])}")
     return tuple(order[:count])
 
 
 def lost(reference: "np.ndarray[Any, Any]", logits: "np.ndarray[Any, Any]", held_out: Inputs) -> float:
-    """The share of images that were right and are wrong now, less those the other way round."""
+    """The share of images that were right and are wrong now.
+
+    Those the other way round do not make up for them: of a few hundred images they are luck. A teacher that lost as many as it
+    gained on 295 held-out images lost 2.4 points on 656 others (benchmarks/faults.py).
+    """
     answers = reference.argmax(1) if held_out.labels is None else held_out.labels
-    return float((reference.argmax(1) == answers).mean() - (logits.argmax(1) == answers).mean())
+    return float(((reference.argmax(1) == answers) & (logits.argmax(1) != answers)).mean())
 
 
 def by_harm(
