@@ -142,14 +142,16 @@ def locate(
             right_one, found_one = given[pair.suspect], found[pair.suspect]
             if not off(right_one, found_one, noise[pair.suspect], pair.suspect in clipped).max() <= TIMES[precision]:
                 wrong.append(pair)
-        if not wrong or fused_only:
+        if fused_only or not (wrong or bad):
             break
-        first = wrong[0]
+        # where the parts of a wrong segment are each within their rounding, the one that is furthest off made it wrong
+        furthest = max(marks, key=lambda pair: off(given[pair.suspect], found[pair.suspect], noise[pair.suspect]).max())
+        first = wrong[0] if wrong else furthest
         bad = first, given[first.suspect], found[first.suspect], noise[first.suspect]
         inside, edge = segment(suspect, first.suspect, set(given))
         searched = [pair for pair in pairs if pair.suspect in inside or pair == first]
         boundary = [pair for pair in (*boundary, *marks) if pair.suspect in edge]
-        if len(searched) == 1:
+        if len(searched) == 1 or not wrong:
             break
     located = None if bad is None or fused_only else _describe(suspect, *bad)
     return Search(located, len(pairs), runs, most, changed, fused_only)
