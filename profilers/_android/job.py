@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -63,8 +64,8 @@ class Job:
             if failed.code != 6:
                 raise DeviceUnavailable(f"{self.link.name}: the run could not be started: {failed}") from failed
             raise DeviceUnavailable(
-                f"{self.link.name}: another measurement is running there and would spoil this one; wait for its end, or end it "
-                f"on the device: {self.session.stopping}"
+                f"{self.link.name}: another measurement is running there and would spoil this one; wait for its end, or end it: "
+                f"{shlex.join(self.link.shell_command(self.session.stopping))}"
             ) from failed
 
     def _poll(self, offset: int, wait_s: float) -> "Poll":
