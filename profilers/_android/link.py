@@ -144,7 +144,8 @@ class Link(ABC):
             hopeless = [line for line in said.splitlines() if _HOPELESS.search(line)]
             if hopeless:  # adb may print "1 file pushed" below it
                 raise DeviceUnavailable(f"{self.name}: {what}: {hopeless[0][:200]}; make room on the device and try again")
-            raise LinkLost(said.splitlines()[-1][:160] if said else "no answer")
+            lines = [line for line in said.splitlines() if "error" in line] or said.splitlines() or ["no answer"]
+            raise LinkLost(lines[-1][:160])
 
     def _start(self, command: Sequence[str], timeout_s: float) -> "subprocess.CompletedProcess[bytes]":
         self.calls += 1
