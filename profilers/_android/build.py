@@ -101,7 +101,16 @@ def _build_android(compiler: list[str], folder: Path, runner: Path) -> None:
         names_only = ["-w", "-fno-builtin", "-nostdlib", "-shared", "-fPIC", f"-Wl,-soname,{stub.name}"]
         _compile([*compiler, *names_only, "-o", stub, source])
         stubs.append(stub)
-    flags = [*SMALL, "-fPIE", "-pie", "-nostdlib", "-fno-stack-protector", "-DDNA_BIONIC", f"-I{SOURCE}"]
+    flags = [
+        *SMALL,
+        "-fno-asynchronous-unwind-tables",
+        "-fno-unwind-tables",
+        "-fPIE",
+        "-pie",
+        "-nostdlib",
+        "-fno-stack-protector",
+    ]
+    flags += ["-DDNA_BIONIC", f"-I{SOURCE}"]
     # 16 KiB pages came with Android 15; a program aligned to them starts on older phones as well
     links = ["-Wl,-dynamic-linker,/system/bin/linker64", "-Wl,-z,max-page-size=16384", "-Wl,--no-as-needed"]
     _compile([*compiler, *flags, *links, "-o", runner, SOURCE / "dnarun.c", SOURCE / "start.c", *stubs])
