@@ -13,7 +13,7 @@ from profilers._android.session import Session, Settings
 from profilers.device import Device
 from profilers.errors import DeviceUnavailable, UnknownDevice
 
-# No question is ever asked in the middle of a run; one connection serves every command where ssh can share it.
+# No question is ever asked in the middle of a run, and a dead connection is noticed within a minute.
 OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=3")
 _ADDRESS = re.compile(r"^[\w.@:%][\w.@:%-]*$")  # never begins with "-": ssh would take it for an option
 

@@ -26,6 +26,8 @@ def test_clusters_come_from_the_phone() -> None:
 def test_big_is_prime_where_there_are_two_clusters() -> None:
     facts = read_facts("== cores\ncpu0 1800000 300 x\ncpu1 2400000 1024 x\n")
     assert facts.mask("big") == facts.mask("prime") == 2 and facts.mask("little") == 1
+    (alike,) = read_clusters("cpu0 0 0\ncpu1 0 0 \n")  # a virtual machine tells no clocks
+    assert str(alike) == "3 (2 x unknown clock)" and str(facts.clusters[1]) == "2 (1 x 2.40 GHz)"
 
 
 def test_only_current_temperatures_count() -> None:

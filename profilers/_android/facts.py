@@ -38,7 +38,8 @@ class Cluster:
     governor: str = ""
 
     def __str__(self) -> str:
-        return f"{self.mask:x} ({self.mask.bit_count()} x {self.max_khz / 1e6:.2f} GHz)"
+        clock = f"{self.max_khz / 1e6:.2f} GHz" if self.max_khz else "unknown clock"
+        return f"{self.mask:x} ({self.mask.bit_count()} x {clock})"
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ def _npm_package(folder: Path) -> Path:
     npm = shutil.which("npm")
     if npm:
         packed = subprocess.run(
-            [npm, "pack", "--silent", f"{NPM_PACKAGE}@{NPM_VERSION}"], cwd=folder, capture_output=True, text=True
+            [npm, "pack", "--loglevel=error", f"{NPM_PACKAGE}@{NPM_VERSION}"], cwd=folder, capture_output=True, text=True
         )
         if packed.returncode:
             reason = (packed.stderr.strip() or "no message").splitlines()[0]
