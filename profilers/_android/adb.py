@@ -143,4 +143,8 @@ def _call(command: Sequence[str]) -> str:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise DeviceUnavailable(f"{command[0]} does not work here ({error}); try: {command[0]} kill-server") from error
-    return done.stdout.decode("utf-8", "replace")
+    said, errors = (stream.decode("utf-8", "replace").strip() for stream in (done.stdout, done.stderr))
+    if done.returncode and not said:
+        reason = (errors or f"exit {done.returncode}").splitlines()[-1]
+        raise DeviceUnavailable(f"{command[0]} does not work here ({reason[:160]}); try: {command[0]} kill-server")
+    return said
