@@ -41,6 +41,7 @@ SHARE = click.FloatRange(min=0, max=1, min_open=True)
 @click.option(
     "--confidence", type=click.FloatRange(0.5, 1, max_open=True), default=0.95, help="Of the prediction's bounds for --model."
 )
+@click.option("--extrapolate", is_flag=True, help="With --model: guess ops outside what was measured too, marked so.")
 @click.option("--list", "listing", is_flag=True, help="Show the devices and tables there are, and stop.")
 def main(
     device: str,
@@ -60,6 +61,7 @@ def main(
     again: bool,
     model: Path | None,
     confidence: float,
+    extrapolate: bool,
     listing: bool,
 ) -> dict[str, Any]:
     """Measure the latency of every op of a search space on a device, into a latency table.
@@ -86,7 +88,7 @@ def main(
             "runtime": runtime,
             "mode": mode,
         }
-        return _model(model, image_size, device, settings, table, budget, confidence)
+        return _model(model, image_size, device, settings, table, budget, confidence, extrapolate)
     target = find_device(device, threads=threads, cores=cores, address=address, provider=provider, runtime=runtime, mode=mode)
     laid_out = find("spaces", space).at(image_size, classes)
     path = table or OWN / f"{device}.jsonl"
@@ -127,7 +129,14 @@ def _figures(errors: Any) -> list[str]:
 
 
 def _model(
-    file: Path, image_size: int, name: str, settings: dict[str, Any], table: Path | None, budget: float, confidence: float
+    file: Path,
+    image_size: int,
+    name: str,
+    settings: dict[str, Any],
+    table: Path | None,
+    budget: float,
+    confidence: float,
+    extrapolate: bool,
 ) -> dict[str, Any]:
     """Measured against predicted for a user's own file."""
     from dna_deploy.measure import remark
@@ -138,7 +147,7 @@ def _model(
 
     path = table or tables().get(name)
     device = None if path else find_device(name, **settings)
-    found = judge(file, image_size, path, device, min(budget, 30.0), confidence)
+    found = judge(file, image_size, path, device, min(budget, 30.0), confidence, extrapolate)
     rows = []
     if (own := found.measured) is not None:
         rows.append(["measured", f"{own.latency_ms:.4g} ms", f"{own.low_ms:.4g} to {own.high_ms:.4g} ms"])
@@ -170,6 +179,7 @@ def _model(
         "low_ms": guess.low_ms if guess else None,
         "high_ms": guess.high_ms if guess and math.isfinite(guess.high_ms) else None,
         "ops": [op.key for op in found.layers.ops],
+        "extrapolated": [op.key for op in found.account.extrapolated] if found.account else [],
         "not_predicted": found.uncovered,
     }
 
