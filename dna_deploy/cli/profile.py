@@ -202,22 +202,21 @@ def _list(space: str, image_size: int, classes: int) -> dict[str, Any]:
     devices = registry()
     rows = [[device.name, device.kind, "yes" if name in found else "not yet"] for name, device in devices.items()]
     show("Devices", ["name", "kind", "table"], rows)
-    rows, covered = [], {}
+    rows, covered, total = [], {}, len(laid_out.ops)
     for name, predictor in found.items():
         table, account = predictor.table, predictor.account(laid_out.ops)
-        total = len(laid_out.ops)
         covered[name] = {"measured": account.measured + len(account.bounded), "predicted": len(account.predicted), "of": total}
         guessed = f" + {len(account.predicted)} predicted" if account.predicted else ""
-        share = f"{covered[name]['measured']}{guessed} of {total}"
+        share = f"{covered[name]['measured']}{guessed}"
         errors = predictor.errors()
         op_error = predictor.op_error() if errors is None else None
-        known = "no networks measured" if op_error is None else f"{op_error:.1%} of an op, no networks measured"
+        known = "-" if op_error is None else f"{op_error:.1%} of an op"
         if errors is not None:
-            known = f"{errors[0].mape:.1%} of {errors[0].n} networks"
+            known = f"{errors[0].mape:.1%} of a network"
         age = "published" if table.published else _age(table.sessions[-1].session) if table.sessions else "empty"
         rows.append([name, str(len(table.measurements)), age, share, known])
-    columns = ["target", "rows", "measured", f"ops of {space} at {image_size} px", "held-out error"]
-    show("Latency tables", columns, rows)
+    columns = ["target", "rows", "measured", f"of {total} ops", "held-out error"]
+    show(f"Latency tables, and how much they know of {laid_out.name} at {image_size} px", columns, rows)
     for name, predictor in found.items():
         header = predictor.table.header
         say(f"{name}: {header.about}" + (f" ({header.source}; {header.licence})" if header.source else ""))
