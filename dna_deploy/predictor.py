@@ -76,7 +76,8 @@ class Correction:
 
 @dataclass(frozen=True)
 class Predicted:
-    """A latency nobody measured: expected, and two bounds each of which holds with the confidence asked for."""
+    """A latency nobody measured: expected, and two bounds each of which holds with the confidence asked for; 0 and infinity
+    where nothing bounds it."""
 
     ms: float
     low_ms: float
@@ -169,6 +170,8 @@ class LatencyPredictor:
     def network(self, ops: Sequence[Op], confidence: float = 0.95) -> Predicted:
         """A network's latency. Without whole networks in the table the bounds hold for the sum of the ops only."""
         ms = self.network_ms(ops)
+        if self.account(ops).extrapolated:
+            return Predicted(ms, 0.0, math.inf)  # the guesses share their mistakes, and nothing says how large these are
         margin = self.margin(confidence) if len(self._networks) >= FEWEST else 0.0
         reach = deviations(confidence) * math.sqrt(self.variance(ops))
         return Predicted(ms, max(0.0, ms * (1 - margin) - reach), ms * (1 + margin) + reach)

@@ -154,7 +154,8 @@ def _model(
     else:
         rows.append(["measured", f"{name} is not at hand", ""])
     if (guess := found.predicted) is not None:
-        rows.append(["predicted", f"{guess.ms:.4g} ms", f"{guess.low_ms:.4g} to {guess.high_ms:.4g} ms"])
+        bounds = f"{guess.low_ms:.4g} to {guess.high_ms:.4g} ms" if math.isfinite(guess.high_ms) else "no interval known"
+        rows.append(["predicted", f"{guess.ms:.4g} ms", bounds])
     if own is not None and guess is not None:
         rows.append(["predicted is off by", f"{guess.ms / own.latency_ms - 1:+.1%}", ""])
     show(

@@ -222,6 +222,8 @@ def _wishes(
 
     if len(latencies) > 1 and any(name is None for name, _ in latencies):
         raise RequestError("several --latency: name the device of each, such as --latency pixel1=80ms --latency cpu=5ms")
+    if confidence and extrapolate:
+        raise RequestError("--confidence with --extrapolate: nothing bounds a guess; leave out one of them")
     if device is not None and any(name is not None for name, _ in latencies):
         raise RequestError("--device and a device in --latency: give only one of them")
     wishes = [Wish(find_table(name) if name else _table(device), ms, confidence, extrapolate) for name, ms in latencies]
