@@ -167,6 +167,8 @@ def test_an_own_model_is_measured_beside_its_prediction(place):
     judged, said = dna("profile", "--model", model, "--space", TINY, "--image-size", "32", cwd=folder)
     assert judged["predicted_ms"] == pytest.approx(found["predicted_ms"]) and judged["measured_ms"] > 0
     assert judged["low_ms"] < judged["predicted_ms"] < judged["high_ms"] and "ops from the table" in said
+    _, said = dna("profile", "--model", model, "--space", TINY, "--image-size", "224", cwd=folder)
+    assert "one image of 32 px" in said  # the file's own size, whatever is asked for
     _, said = dna("profile", "--model", "nowhere.onnx", cwd=folder, expect=2)
     assert "no such file" in said
     other, said = dna("profile", "--model", model, "--device", "pixel1", "--image-size", "32", cwd=folder)

@@ -155,11 +155,12 @@ def _model(
         rows.append(["measured", f"{name} is not at hand", ""])
     if (guess := found.predicted) is not None:
         bounds = f"{guess.low_ms:.4g} to {guess.high_ms:.4g} ms" if math.isfinite(guess.high_ms) else "no interval known"
+        bounds += "" if found.networks or not math.isfinite(guess.high_ms) else ", of the sum of its layers alone"
         rows.append(["predicted", f"{guess.ms:.4g} ms", bounds])
     if own is not None and guess is not None:
         rows.append(["predicted is off by", f"{guess.ms / own.latency_ms - 1:+.1%}", ""])
     show(
-        f"{file} on {name}, one image of {image_size} px",
+        f"{file} on {name}, one image of {found.layers.image_size} px",
         ["", "latency", f"interval ({confidence:.0%} for the prediction)"],
         rows,
     )
