@@ -155,7 +155,6 @@ def _model(
         rows.append(["measured", f"{name} is not at hand", ""])
     if (guess := found.predicted) is not None:
         bounds = f"{guess.low_ms:.4g} to {guess.high_ms:.4g} ms" if math.isfinite(guess.high_ms) else "no interval known"
-        bounds += "" if found.networks or not math.isfinite(guess.high_ms) else ", of the sum of its layers alone"
         rows.append(["predicted", f"{guess.ms:.4g} ms", bounds])
     if own is not None and guess is not None:
         rows.append(["predicted is off by", f"{guess.ms / own.latency_ms - 1:+.1%}", ""])
@@ -168,7 +167,9 @@ def _model(
         say(f"not predicted: {found.uncovered}")
     elif found.account is not None:
         corrected = (
-            f"corrected by {found.networks} whole networks" if found.networks else "a plain sum of layers, never corrected"
+            f"corrected by {found.networks} whole networks"
+            if found.networks
+            else "a plain sum of layers, never corrected by whole networks: the interval is that of the sum"
         )
         say(f"{found.account.text}; {corrected}")
     if changed := remark(found.speed):
