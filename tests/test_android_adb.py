@@ -41,7 +41,7 @@ def fake_adb(folder: Path, listing: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("listing", "wanted", "says"),
     [
-        ("", None, ["no phone", "sees no device", "USB debugging", "pixel1 or pixel6"]),
+        ("", None, ["no phone", "sees no device", "USB debugging", "--device pixel1"]),
         ("A device model:Pixel_6\nB device model:Pixel_8", None, ["2 phones", "A (Pixel 6)", "B (Pixel 8)", "--address"]),
         ("A device model:Pixel_6", "Pixel 8", ["no phone 'Pixel 8'", "A (Pixel 6)"]),
         ("A no permissions (udev)", None, ["no permissions", "udev"]),

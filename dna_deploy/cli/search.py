@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     default=0,
     help="Measure up to this many of the best candidates on the device, correct the prediction by them and pick again.",
 )
+@click.option("--extrapolate", is_flag=True, help="Guess ops outside what was measured on the device too, marked so.")
 @click.option("--macs", type=Amount(), help="Most multiply-adds, such as 300M.")
 @click.option("--params", type=Amount(), help="Most parameters, such as 5M.")
 @click.option("--file-size", type=Bytes(), help="Most bytes of the ONNX file, such as 10MB.")
@@ -88,6 +89,7 @@ def main(
     device: str | None,
     confidence: float | None,
     measure_top: int,
+    extrapolate: bool,
     macs: float | None,
     params: float | None,
     file_size: float | None,
@@ -158,7 +160,7 @@ def main(
     usual = recipe(recipe_name).at(batch)
     how = replace(usual, epochs=epochs or usual.epochs, accumulate=max(accumulate, usual.accumulate), seed=seed)
     wanted = Wanted(macs, params, file_size, memory, pins, bans, top, diverse)
-    wishes = _wishes(latencies, device, confidence)
+    wishes = _wishes(latencies, device, confidence, extrapolate)
     if address:
         from dna_deploy.cluster import rate_on
     found = search(asked, name, wishes, measure_top, wanted, rate_on(address) if address else None)
@@ -182,6 +184,7 @@ def main(
         say(f"{number}. best: {other.text}")
     for budget in found.budgets:
         _account(budget.predictor, found.architecture)
+    extrapolated = {op.key: None for own in found.budgets for op in own.predictor.account(found.architecture.ops).extrapolated}
     rivals = _rivals(found, predictor)
     student: Student | None = finish(found, predictor, how) if trained else None
     if WORLD > 1:
@@ -208,6 +211,7 @@ def main(
         "confidence": confidence,
         "predicted_ms": picked.predicted_ms,
         "high_ms": picked.high_ms,
+        "extrapolated": list(extrapolated),
         "others": [asdict(other) for other in picked.others],
         "tried": [asdict(tried) for tried in picked.tried],
         "measured_ms": student.measured_ms if student else None,
@@ -240,7 +244,9 @@ def _table(device: str | None) -> Path:
     return find_table("pixel1")
 
 
-def _wishes(latencies: tuple[tuple[str | None, float], ...], device: str | None, confidence: float | None) -> "list[Wish]":
+def _wishes(
+    latencies: tuple[tuple[str | None, float], ...], device: str | None, confidence: float | None, extrapolate: bool
+) -> "list[Wish]":
     """One wish a device; a latency without a name is for --device, or for the device profiled last."""
     from dna_deploy.budget import Wish
     from dna_deploy.errors import RequestError
@@ -248,9 +254,11 @@ def _wishes(latencies: tuple[tuple[str | None, float], ...], device: str | None,
 
     if len(latencies) > 1 and any(name is None for name, _ in latencies):
         raise RequestError("several --latency: name the device of each, such as --latency pixel1=80ms --latency cpu=5ms")
+    if confidence and extrapolate:
+        raise RequestError("--confidence with --extrapolate: nothing bounds a guess; leave out one of them")
     if device is not None and any(name is not None for name, _ in latencies):
         raise RequestError("--device and a device in --latency: give only one of them")
-    wishes = [Wish(find_table(name) if name else _table(device), ms, confidence) for name, ms in latencies]
+    wishes = [Wish(find_table(name) if name else _table(device), ms, confidence, extrapolate) for name, ms in latencies]
     twice = [wish.table.stem for wish in wishes if [other.table for other in wishes].count(wish.table) > 1]
     if twice:
         raise RequestError(f"--latency: {twice[0]} is given twice; give each device one budget")

@@ -102,7 +102,7 @@ def programs(environment: Mapping[str, str] = os.environ) -> Iterator[str]:
 
 def connect(wanted: str | None, patience_s: float = 120, environment: Mapping[str, str] = os.environ) -> Adb:
     """The device of that serial or model; the only one where none is asked for. Refuses in one line that says it all."""
-    advice = "without a phone, search with a published table: dna-search --device pixel1 or pixel6"
+    advice = "without a phone, search with a published table: dna-search --device pixel1"
     program = next(programs(environment), None)
     if program is None:
         raise DeviceUnavailable(
