@@ -205,9 +205,9 @@ def _show(original: "Original", options: "Options", path: Path, found: "Verifica
     if latency.predicted_ms is not None:
         chain = [["predicted from the table, fp32", f"{latency.predicted_ms:.3g} ms", ""]]
         here = original.picked is not None and original.picked.device == latency.device
-        before = read_json(Pick(original.folder.parent).student, Student).measured_ms if here else None
+        as_trained = read_json(Pick(original.folder.parent).student, Student).measured_ms if here else None
         precision = "" if options.precision == "fp32" else f", {options.precision}"
-        stages = {"before export": before, f"after export{precision}": latency.measured_ms}
+        stages = {"before export": as_trained, f"after export{precision}": latency.measured_ms}
         for stage, ms in stages.items():
             if ms is not None:
                 chain.append([f"measured {stage}", f"{ms:.3g} ms", f"{ms / latency.predicted_ms - 1:+.1%}"])
