@@ -43,6 +43,7 @@ class Asked:
     distill_batch: int
     rating_images: int
     seed: int
+    fair: bool = False  # every op of a layer once a step
     keep_features: bool = False  # the teacher's, computed once and read from disk; images are not augmented then
     accumulate: int = 1  # parts that each batch is worked in
     amp: bool | None = None  # bfloat16 in forward passes; None until the first training decides for its machine

@@ -99,6 +99,7 @@ def distilled(
         batch=asked.distill_batch,
         accumulate=asked.accumulate,
         learning_rate=2e-3 * math.sqrt(asked.distill_batch / 16),  # of Adam: Malladi et al., NeurIPS 2022
+        fair=asked.fair,
         seed=asked.seed,
     )
     machine.tell(run=str(run.folder), stage="blocks")

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 @click.option("--teacher-epochs", type=POSITIVE, default=4, help="Fine-tuning of the teacher where its classes differ.")
 @click.option("--distill-epochs", type=POSITIVE, default=4, help="Block-wise training of all candidates.")
 @click.option("--distill-batch", type=POSITIVE, default=16, help="Its batch size; learning rates grow with its root.")
+@click.option("--fair", is_flag=True, help="Divide each of these batches among paths that use every op of a layer once.")
 @click.option("--accumulate", type=POSITIVE, default=1, help="Work each batch in so many parts, to need less memory.")
 @click.option("--amp/--no-amp", default=None, help="Forward passes in bfloat16; on a GPU that has it if left out.")
 @click.option("--keep-features", is_flag=True, help="Compute the teacher's features once, onto disk; no augmentation then.")
@@ -111,6 +112,7 @@ def main(
     distill_batch: int,
     accumulate: int,
     amp: bool | None,
+    fair: bool,
     keep_features: bool,
     rating_images: int,
     calibrate: int | None,
@@ -153,6 +155,7 @@ def main(
         distill_batch=distill_batch,
         rating_images=rating_images,
         seed=seed,
+        fair=fair,
         keep_features=keep_features,
         accumulate=accumulate,
         amp=amp,
