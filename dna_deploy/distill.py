@@ -98,7 +98,8 @@ def step(
 
 def distill(supernet: Supernet, lessons: Lessons, how: Distillation, checkpoint: Path, machine: Machine = CPU) -> None:
     """Train the supernet; continues from `checkpoint`, written after every epoch, and leaves the result there."""
-    machine.require_shares(min(how.batch, len(lessons)), how.accumulate)
+    most = max(len(choices) for block in supernet.space.blocks for cell in block.cells for choices in cell.layers)
+    machine.require_shares(min(how.batch, len(lessons)), how.accumulate * (most if how.fair else 1))
     optimizer = torch.optim.AdamW(supernet.parameters(), how.learning_rate, weight_decay=how.weight_decay, fused=machine.fused)
     first = load_checkpoint(checkpoint, supernet, optimizer)
     if first >= how.epochs:
