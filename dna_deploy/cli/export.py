@@ -176,10 +176,10 @@ def _show(original: "Original", options: "Options", path: Path, found: "Verifica
     from dna_deploy.progress import say, show
     from dna_deploy.run import Pick, Student
 
-    rows, before = [], "torch"
+    rows, earlier = [], "torch"
     for link in (*found.links, *([found.on_device] if found.on_device else [])):
-        name = link.step if link.against == before else f"{link.against} > {link.step}"
-        before = link.step
+        name = link.step if link.against == earlier else f"{link.against} > {link.step}"
+        earlier = link.step
         rows += [
             [
                 name,
