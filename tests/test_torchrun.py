@@ -89,7 +89,7 @@ def weights(file):
 
 
 def test_two_processes_are_one_that_works_in_two_parts(trained):
-    """Weights agree to rounding; running statistics, taken part after part by the one and averaged by the two, to some per cent."""
+    """Weights agree to rounding; running statistics, taken part after part by the one and averaged by the two, to 5 %."""
     two, parts = (weights(trained / name / "blocks.safetensors") for name in ("two", "parts"))
     for name, value in parts.items():
         if "running" in name:
