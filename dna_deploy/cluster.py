@@ -5,9 +5,11 @@ to lie where all machines see it, under the same path, and so have images and fe
 Every job does its own teacher pass, unless the features are kept.
 """
 
+import contextlib
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -66,7 +68,8 @@ def _jobs(ray: Any, address: str, run: Run, blocks: list[str]) -> list[Rating]:
         job = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(train_block)
         waiting = {job.remote(os.getcwd(), str(run.folder.resolve()), block): block for block in blocks}
         found: dict[str, list[Rating]] = {}
-        with bar(f"{len(blocks)} blocks on Ray", len(blocks)) as advance:
+        aside = contextlib.redirect_stdout(sys.stderr)  # Ray tells of lost workers on stdout, which is for the result
+        with aside, bar(f"{len(blocks)} blocks on Ray", len(blocks)) as advance:
             while waiting:
                 (done, *_), _ = ray.wait(list(waiting))
                 block = waiting.pop(done)

@@ -6,6 +6,7 @@ runs/NAME/                 one teacher, data set and space; serves every device 
     teacher.safetensors    the teacher as it teaches, and its accuracy in teacher.json
     supernet.safetensors   the block-wise trained candidates
     features/              the teacher's features, where they are kept
+    blocks/                the blocks that jobs train alone, until all are done
     ratings.jsonl          how well each candidate imitates its part of the teacher
     calibration.json       what the networks reached that weigh the scores, where that was asked for
     DEVICE-BUDGET/         one network found; DEVICE-BUDGET+DEVICE-BUDGET/ for several devices at once

@@ -89,11 +89,11 @@ def weights(file):
 
 
 def test_two_processes_are_one_that_works_in_two_parts(trained):
-    """Weights agree to rounding; running statistics, taken part after part by the one and averaged by the two, to a hundredth."""
+    """Weights agree to rounding; running statistics, taken part after part by the one and averaged by the two, to 5 %."""
     two, parts = (weights(trained / name / "blocks.safetensors") for name in ("two", "parts"))
     for name, value in parts.items():
         if "running" in name:
-            assert (two[name] - value).norm() <= 0.02 * value.norm(), name
+            assert (two[name] - value).norm() <= 0.05 * value.norm() + 1e-6, name
         elif "tracked" not in name:
             torch.testing.assert_close(two[name], value, rtol=2e-3, atol=2e-4, msg=name)
     sums = {line.split()[1] for line in (trained / "two" / "said").read_text().splitlines()}
