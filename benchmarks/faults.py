@@ -1,22 +1,27 @@
-"""Is every fault that does harm found, and is the tensor named where it was planted?
+"""Is every fault that does harm found, and is the tensor named where it was planted? Is what is right left alone?
 
     python -m benchmarks.faults --run runs/NAME/cpu-2ms
 
 40 faults of 8 kinds, 5 each, in random layers of two real networks: the run's fine-tuned teacher (EfficientNet-Lite0) and its
 student, with their preprocessing in front (uint8 photograph -> input), on photographs of solar cells that neither was
-trained on. Then 40 clean exports: ten random networks of `mobile`, each exported from torch, optimized twice by ONNX
-Runtime and quantized to int8. Nothing of them may raise an alarm.
+trained on. A fault is harmful where it changes the class of any test image against the clean export of the same precision, and
+in int8, where rounding alone does that, where it costs more than half a point of accuracy. It is detected where the verification
+fails. The tensor is looked for whether or not it is detected.
 
-A fault is harmful where it changes the class of any test image against the clean export of the same precision, and in int8,
-where rounding alone does that, where it costs more than half a point of accuracy. It is detected where the verification
-fails. The tensor is looked for whether or not it is detected. Takes about 15 minutes on one core. Each fault is a line of
-benchmarks/results/faults.jsonl as it is done; interrupted, the same command goes on.
+Then 40 clean exports, the five steps of dna-export's chain (export, simplify, ONNX Runtime's own optimizer, fp16, int8) of eight
+networks: teacher, student, and six more of the space with the weights that their blocks learned. Each step is verified against
+the one before it as dna-export does, at its limits, and searched: an alarm is a failed verification or a tensor that is named.
+
+Takes about 20 minutes on one core. Each fault is a line of benchmarks/results/faults.jsonl as it is done; interrupted, the same
+command goes on. All rows are of one student: those of another one are refused.
 """
 
+import itertools
 import json
 import math
 import random
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,18 +34,29 @@ from onnx import compose, helper, numpy_helper
 from benchmarks._report import Result, arguments, report
 from dna_deploy.arch import Architecture, sample
 from dna_deploy.bundle import prefix_graph
+from dna_deploy.chain import graphs, in_precision
 from dna_deploy.checkpoint import load_checkpoint
 from dna_deploy.data import Images, load_split, open_source
-from dna_deploy.exporters._exporter import Contract, Options
-from dna_deploy.files import read_json
-from dna_deploy.locate import MARKS, Graph, locate
+from dna_deploy.exporters._exporter import Options
+from dna_deploy.exporters.onnx import scopes
+from dna_deploy.files import read_json, sha256
+from dna_deploy.locate import MARKS, locate
+from dna_deploy.original import from_run
 from dna_deploy.plugins import find
+from dna_deploy.quantize import quantize_within
+from dna_deploy.ranges import observe
+from dna_deploy.reference import Graph, Module
 from dna_deploy.run import Pick, TeacherReport
+from dna_deploy.search import prepare_teacher
+from dna_deploy.supernet import Supernet
 from dna_deploy.teacher import untrained
-from dna_deploy.verify import LIMITS, judge
+from dna_deploy.train import settle_statistics
+from dna_deploy.verify import LIMITS, Inputs, Step, compare, failures, judge, outputs
 
 RESULTS = Path(__file__).with_name("results") / "faults.jsonl"
-INT8 = replace(LIMITS["int8"], accuracy_drop=0.005)
+HALF_A_POINT = 0.005
+INT8 = replace(LIMITS["int8"], accuracy_drop=HALF_A_POINT)
+STEPS = 5  # of a clean chain
 SEARCHED = 8  # images that the search runs on
 KINDS = ["weight", "padding", "channels", "BatchNorm eps", "activation", "Q/DQ", "transposed input", "mean or std"]
 
@@ -77,53 +93,63 @@ def exported(network, contract):
         return onnx.load(path)
 
 
-def quantized(graph, images):
-    """Static int8 by ONNX Runtime's own quantizer: symmetric weights a channel, ranges from these images."""
-    from onnxruntime import quantization
-
-    class Reader(quantization.CalibrationDataReader):
-        def __init__(self):
-            name = graph.graph.input[0].name
-            self.left = iter([{name: images[i : i + 8]} for i in range(0, len(images), 8)])
-
-        def get_next(self):
-            return next(self.left, None)
-
+def quantized(graph, images, labels):
+    """By the product's own quantizer, as dna-export does it: layers go back to float until half a point is kept."""
+    held_out = Inputs("held-out images", len(images), lambda places: images[list(places)], labels)
     with tempfile.TemporaryDirectory() as folder:
-        into, out = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
-        onnx.save(graph, into)
-        quantization.quantize_static(
-            into, out, Reader(), per_channel=True, weight_type=quantization.QuantType.QInt8,
-            op_types_to_quantize=["Conv", "Gemm", "Add"], extra_options={"WeightSymmetric": True},
-        )  # fmt: skip
-        return onnx.load(out)
+        fp32, int8 = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+        onnx.save(graph, fp32)
+        load = find("exporters", "onnx").load
+        quantize_within(fp32, int8, observe(graph, held_out), held_out, HALF_A_POINT, symmetric=False, load=load)
+        return onnx.load(int8)
 
 
-def case(name, network, contract, images, labels, held_out):
+def case(name, network, contract, images, labels, held_out, known):
     prefix = onnx.ModelProto.FromString(prefix_graph(contract))
     network = network.eval()
     model = compose.merge_models(prefix, exported(network, contract), io_map=[("preprocess.normalised", "input")])
     del model.opset_import[1:]  # onnx.compose lists the same one twice, which the quantizer refuses
-    return Case(name, network, model, quantized(model, held_out), images, labels)
+    return Case(name, network, model, quantized(model, held_out, known), images, labels)
 
 
 def cases(pick, count):
     """The teacher and the student of a run, as they were trained."""
-    run = pick.run
-    arch, about = Architecture.load(pick.architecture), read_json(run.teacher_report, TeacherReport)
-    contract = Contract(arch.space.image_size, tuple(about.mean), tuple(about.std), tuple(about.classes))
-    source = open_source(run.asked.data, run.asked.data_root)
-    parts = load_split(run.split, source)
+    student = from_run(pick)
+    size = student.contract.image_size
+    source = open_source(pick.run.asked.data, pick.run.asked.data_root)
+    parts = load_split(pick.run.split, source)
 
     def pixels(indices):
-        some = Images(source, indices, arch.space.image_size)
+        some = Images(source, indices, size)
         return some.batch(range(len(some))).permute(0, 2, 3, 1).contiguous().numpy(), some.labels.numpy()
 
-    (test, labels), (held_out, _) = pixels(parts.test[:count]), pixels(parts.held_out[:64])
-    teacher, student = untrained(run.asked.teacher, len(about.classes)), arch.module()
-    load_checkpoint(run.teacher, teacher)
-    load_checkpoint(pick.weights, student)
-    return [case(n, net, contract, test, labels, held_out) for n, net in (("teacher", teacher), ("student", student))]
+    (test, labels), (held_out, known) = pixels(parts.test[:count]), pixels(parts.held_out)
+    networks = {"teacher": teacher_of(pick), "student": student.network}
+    return [case(name, network, student.contract, test, labels, held_out, known) for name, network in networks.items()]
+
+
+def teacher_of(pick):
+    network = untrained(pick.run.asked.teacher, len(read_json(pick.run.teacher_report, TeacherReport).classes))
+    load_checkpoint(pick.run.teacher, network)
+    return network.eval()
+
+
+def relatives(pick, count):
+    """Networks to export: the teacher, the student, and others of the space with the weights that their blocks learned."""
+    student = from_run(pick)
+    run, space = pick.run, Architecture.load(pick.architecture).space
+    yield replace(student, name="teacher", network=teacher_of(pick))
+    yield replace(student, name="student")
+    source = open_source(run.asked.data, run.asked.data_root)
+    parts = load_split(run.split, source)
+    teacher = prepare_teacher(run, source, parts, space)
+    supernet = Supernet(space, teacher)
+    load_checkpoint(run.supernet, supernet)
+    images = Images(source, parts.train, space.image_size)
+    for seed in range(count - 2):
+        network = supernet.build(sample(space, random.Random(seed)))
+        settle_statistics(network, images, teacher.preprocessing, range(256))
+        yield replace(student, name=f"relative {seed}", network=network.eval())
 
 
 # Each kind below changes a copy of the graph and returns what was done and the tensors of which one must be named.
@@ -148,7 +174,7 @@ def wrong_pad(case, model, rng):
     padded = [node for node in model.graph.node if node.op_type == "Conv" and any(attribute(node, "pads").ints)]
     node = rng.choice(padded)
     pads = attribute(node, "pads").ints
-    pads[:] = [0, 0, 2 * pads[0], 2 * pads[1]]  # all of it behind the image, as another framework pads
+    pads[:] = [0, 0, 2 * pads[0], 2 * pads[1]]  # all of it behind the image as another framework pads; none where it was there
     return f"{node.name}: pads {list(pads)}", node.output[0]
 
 
@@ -163,11 +189,9 @@ def swapped_channels(case, model, rng):
 
 def wrong_eps(case, model, rng):
     """BatchNorm is folded: a wrong eps is a wrong scale of each output channel of the convolution before it."""
-    from dna_deploy.locate import _scopes
-
     known = dict(case.network.named_modules())
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
-    norms = [(node, known[scope]) for node in convolutions for scope in _scopes(node) if scope in known]
+    norms = [(node, known[scope]) for node in convolutions for scope in scopes(node) if scope in known]
     node, norm = rng.choice([(node, norm) for node, norm in norms if isinstance(norm, torch.nn.BatchNorm2d)])
     eps = 1e-5 if norm.eps > 1e-4 else 1e-3
     var, beta = (value.detach().numpy() for value in (norm.running_var, norm.bias))
@@ -201,9 +225,11 @@ def wrong_scale(case, model, rng):
         factor = rng.choice([0.25, 0.5, 2.0, 4.0])
         values, did = values * np.float32(factor), f"scale x {factor:g}"
     else:
-        off = rng.choice([-32, -8, 8, 32])
         kind = np.iinfo(values.dtype)
-        values, did = np.clip(values.astype(np.int64) + off, kind.min, kind.max).astype(values.dtype), f"zero point {off:+d}"
+        off = rng.choice(
+            [size for size in (-32, -8, 8, 32) if kind.min <= int(values.min()) + size <= int(values.max()) + size <= kind.max]
+        )
+        values, did = (values.astype(np.int64) + off).astype(values.dtype), f"zero point {off:+d}"
     alone = numpy_helper.from_array(values, f"{weight.name}_wrong")
     model.graph.initializer.append(alone)
     node.input[place] = alone.name
@@ -271,7 +297,7 @@ def fault(case, kind, seed):
     return {
         "kind": kind, "network": case.name, "seed": seed, "fault": did, "flips": flips,
         "accuracy_clean": right[0], "accuracy": right[1],
-        "harmful": right[0] - right[1] > 0.005 if precision == "int8" else flips > 0,
+        "harmful": right[0] - right[1] > HALF_A_POINT if precision == "int8" else flips > 0,
         "detected": not verdict.ok, "largest_difference": verdict.largest_difference,
         "planted_at": truth, "named": search.found and search.found.tensor, "module": search.found and search.found.module,
         "tensors": search.tensors, "runs": search.runs, "marks": search.most_marks,
@@ -279,54 +305,65 @@ def fault(case, kind, seed):
     }  # fmt: skip
 
 
-def clean_exports(seed, count, source):
-    """One random network of `mobile` through four steps, each held against the one before: what raised an alarm."""
+def clean_exports(original, count):
+    """The steps of the product's chain on one network, each held against the one before: what raised an alarm."""
+    with tempfile.TemporaryDirectory() as folder:
+        test = original.test
+        some = replace(test, count=min(count, test.count), labels=test.labels[:count])
+        original = replace(original, folder=Path(folder), test=some)
+        first = original.step
+        answered = {first.name: outputs(first, original.test, 8)}
+        before = {"onnx": first}
+        for step in clean_steps(original):
+            against = before.get(step.name) or before["simplified"]
+            limits = replace(LIMITS[step.precision], accuracy_drop=HALF_A_POINT)
+            link, answered[step.name] = compare(against, answered[against.name], step, original.test, 8, limits)
+            reference = Graph(onnx.load(against.path)) if against.path else Module(original.network)
+            images = {"input": original.test.at(range(SEARCHED))}
+            searched = locate(reference, onnx.load(step.path), images, step.precision)
+            before[{"onnx": "simplified"}.get(step.name, step.name)] = step
+            yield {
+                "clean": step.name, "network": original.name, "images": some.count,
+                "detected": failures(link) if not link.ok else None,
+                "agreement": link.comparisons[0].top1_agreement, "accuracy": link.comparisons[0].accuracy_after,
+                "largest_difference": link.comparisons[0].largest_difference, "kept": step.kept,
+                "named": searched.found and searched.found.text, "fused_only": searched.fused_only, "tensors": searched.tensors,
+            }  # fmt: skip
+
+
+def clean_steps(original):
     import onnxruntime
 
-    torch.manual_seed(seed)
-    space = find("spaces", "mobile").at(96, len(source.classes))
-    network = sample(space, random.Random(seed)).module()
-    some = Images(source, range(seed, len(source.labels), len(source.labels) // count), 96)
-    pixels, labels = some.batch(range(len(some))), some.labels.numpy()
-    x = ((pixels.float() / 255 - 0.5) / 0.5).contiguous()
-    with torch.no_grad():
-        network.train()(x[:64])  # BatchNorm has seen photographs
-        reference = network.eval()(x).numpy()
-    contract = Contract(96, (0.5,) * 3, (0.5,) * 3, source.classes)
-    graph = exported(network, contract)
-    steps = [("export", graph, "fp32")]
-    levels = onnxruntime.GraphOptimizationLevel
-    for name, level in (("basic", levels.ORT_ENABLE_BASIC), ("extended", levels.ORT_ENABLE_EXTENDED)):
-        with tempfile.TemporaryDirectory() as folder:
+    exporter = find("exporters", "onnx")
+    graph = original.folder / "model.onnx"
+    for step in graphs(original, exporter, Options("fp16")):
+        yield step
+        if step.path == graph:
+            optimized = original.folder / "optimized.onnx"
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 3
-            options.graph_optimization_level, options.optimized_model_filepath = level, f"{folder}/model.onnx"
-            onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
-            steps.append((name, onnx.load(f"{folder}/model.onnx"), "fp32"))
-    steps.append(("int8", quantized(graph, x[:64].numpy()), "int8"))
-    rows = []
-    for name, model, precision in steps:
-        found = answers(model, x.numpy())
-        verdict = judge(reference, found, labels, 64, LIMITS[precision])
-        searched = locate(Graph(graph), model, {"input": x[:SEARCHED].numpy()}, precision)
-        rows.append(
-            {
-                "clean": name, "seed": seed, "detected": not verdict.ok, "agreement": verdict.top1_agreement,
-                "largest_difference": verdict.largest_difference, "named": searched.found and searched.found.text,
-                "fused_only": searched.fused_only, "tensors": searched.tensors,
-            }
-        )  # fmt: skip
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+            options.optimized_model_filepath = str(optimized)
+            onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            yield Step("optimized", "fp32", exporter.load(optimized), optimized)
+    int8 = original.folder / "model-int8.onnx"
+    kept = in_precision(graph, int8, original, exporter, Options("int8", max_drop=HALF_A_POINT))
+    yield Step("int8", "int8", exporter.load(int8), int8, kept=kept)
+
+
+def kept(student):
+    """The rows there are; refused where they are of another student."""
+    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    if others := {row["student"] for row in rows} - {student or rows[0]["student"] if rows else student}:
+        raise SystemExit(f"{RESULTS}: has rows of another student ({', '.join(others)}); move it away to begin anew")
     return rows
 
 
-def kept():
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
-def keep(rows):
+def keep(student, row):
+    print(row, flush=True)
     RESULTS.parent.mkdir(exist_ok=True)
     with RESULTS.open("a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+        file.write(json.dumps({"student": student, **row}) + "\n")
 
 
 def main() -> None:
@@ -334,27 +371,25 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="a finished network of a run of dna-search, such as runs/NAME/cpu-2ms")
     parser.add_argument("--images", type=int, default=656, help="test images at most")
     asked = parser.parse_args()
-    done = kept()
-    each, clean = (1, 1) if asked.quick else (5, 10)
-    wanted = [(kind, seed) for seed in range(each) for kind in KINDS]
-    if left := [(kind, seed) for kind, seed in wanted if not any((r.get("kind"), r["seed"]) == (kind, seed) for r in done)]:
-        if asked.run is None:
-            parser.error("--run: expected a finished network of a run of dna-search, such as runs/NAME/cpu-2ms")
-        both = cases(Pick(asked.run), asked.images)
+    each, networks = (1, 1) if asked.quick else (5, 8)
+    pick = Pick(asked.run) if asked.run else None
+    student = sha256(pick.weights)[:12] if pick else None
+    done = kept(student)
+    planted = {(row["kind"], row["seed"]) for row in done if "kind" in row}
+    left = [(kind, seed) for seed in range(each) for kind in KINDS if (kind, seed) not in planted]
+    clean = Counter(row["network"] for row in done if "clean" in row)
+    if pick is None and (left or len(clean) < networks):
+        parser.error("--run: expected a finished network of a run of dna-search, such as runs/NAME/cpu-2ms")
+    if left:
+        both = cases(pick, asked.images)
         for kind, seed in left:
-            row = fault(both[(seed + KINDS.index(kind)) % 2], kind, seed)
-            print(row, flush=True)
-            keep([row])
-    source = open_source("elpv")
-    for seed in range(clean):
-        if not any("clean" in row and row["seed"] == seed for row in done):
-            rows = clean_exports(seed, 200, source)
-            print(*rows, sep="\n", flush=True)
-            keep(rows)
-    rows = kept()
-    faults = [row for row in rows if "kind" in row and (row["kind"], row["seed"]) in wanted]
-    cleans = [row for row in rows if "clean" in row and row["seed"] < clean]
-    report("faults", figures(faults, cleans))
+            keep(student, fault(both[(seed + KINDS.index(kind)) % 2], kind, seed))
+    if len(clean) < networks or min(clean.values()) < STEPS:
+        for original in itertools.islice(relatives(pick, 8), networks):
+            for row in list(clean_exports(original, asked.images)) if clean[original.name] < STEPS else ():
+                keep(student, row)
+    rows = kept(student)
+    report("faults", figures([row for row in rows if "kind" in row], [row for row in rows if "clean" in row]))
 
 
 def figures(faults, cleans):

@@ -10,6 +10,7 @@ finished; interrupted, the same command goes on.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,11 +20,12 @@ from benchmarks.student import SIZE, asked_of, teacher_ms
 from dna_deploy.budget import Wish
 from dna_deploy.data import Images, open_source
 from dna_deploy.predictor import LatencyPredictor
+from dna_deploy.recipe import recipe
 from dna_deploy.run import open_run
 from dna_deploy.search import inherit_and_train, machine_of, prepare_teacher, search, splits
 from dna_deploy.supernet import Supernet
 from dna_deploy.table import LatencyTable, find_table
-from dna_deploy.train import Guide, Training, accuracy, logits_of, train
+from dna_deploy.train import Guide, accuracy, logits_of, train
 
 RESULTS = Path(__file__).with_name("results") / "inherited.jsonl"
 STARTS = ("inherited", "scratch", "scratch, 5 times the epochs", "scratch on labels alone, 5 times the epochs")
@@ -49,12 +51,13 @@ def one_seed(seed: int, epochs: int, budget_ms: float) -> None:
         checkpoint = run.folder / "inherited.safetensors"
         checkpoint.unlink(missing_ok=True)
         if start == "inherited":
-            network = inherit_and_train(run, source, parts, teacher, arch, epochs, checkpoint)
+            how = replace(recipe("finish"), epochs=epochs, seed=seed)
+            network = inherit_and_train(run, source, parts, teacher, arch, how, checkpoint)
         else:
             torch.manual_seed(seed)
             network = arch.module(teacher.padding).to(machine.device)
             guide = None if "labels" in start else Guide(teacher, Supernet(arch.space, teacher).adapters(arch).to(machine.device))
-            how = Training(epochs=epochs * (5 if "5 times" in start else 1), seed=seed)
+            how = replace(recipe("finish"), epochs=epochs * (5 if "5 times" in start else 1), seed=seed)
             train(network, images, teacher.preprocessing, how, checkpoint, start, guide, machine)
         reached = accuracy(logits_of(network, test, teacher.preprocessing), test.labels)
         row = {"seed": seed, "start": start, "epochs": epochs, "network": arch.text, "test": reached, "test_images": len(test)}

@@ -5,9 +5,15 @@
 All devices of --data are sources. Targets are the devices of --targets-data (same file names), or the named ones of
 --data, or each of --data in turn; a target's own card at other batch sizes is never a source. What to measure is
 chosen without looking at the target, from a random half of its items that differs by seed; queries are all others.
+The share of devices whose bound covers 93-97 % stands beside what perfectly normal residuals would reach.
 Beside ours, fitted to the same measurements: a line in MACs, a forest on shapes (nn-Meter's kind of model), a
 least-squares op sum, and the best single source. Figures are means over devices; the worst device is named. With
 --ceiling also what the linear part of our model reaches given three quarters of all labels, as no one would measure.
+
+What was tried, as the mean error from 20 and 10 networks of 55 devices, two seeds: 3.6 and 4.2 % as it is; with sources
+weighed by themselves but not smoothed 4.0 and 4.7 %; the log model alone 4.0 and 4.9 %; with the prior of its kernels'
+weights learned from the other devices of the space 4.1 and 4.9 %. The best of ten such models, picked by the truth
+device by device, had 3.5 and 3.9 %: a better mixture of them would not reach 3.0 %.
 
 Needs scikit-learn and pandas. Takes about 10 minutes on one idle core (5 seeds, 59 devices), --quick one.
 Every answer is kept in --results as it comes; a run that was stopped goes on from there.
@@ -25,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
+from scipy.stats import norm, spearmanr, t
 
 from benchmarks import _latency_data as data
 from benchmarks._report import Result, arguments, report
@@ -320,6 +326,8 @@ def _results(answers: list[dict]) -> list[Result]:
     add("95 % bound: coverage", covered, "%")
     good = {device: 100.0 * (93 <= value <= 97) for device, value in covered.items()}
     add("95 % bound: devices covered 93-97 %", good, "%", ">= 90")
+    seeds = len({answer["trial"]["seed"] for answer in answers})
+    results.append(Result("95 % bound: devices covered 93-97 %, of perfect residuals", _by_chance(seeds), "%"))
     add("95 % bound: coverage, worst device", covered, "%", "", "low")
     add("95 % bound: median slack", per_device(NETWORKS, 20, lambda a: a["bound"]["slack"]), "%", "<= 6")
     add("95 % bound: admitted and under budget", per_device(NETWORKS, 20, lambda a: a["bound"]["kept"]), "%", ">= 98.5")
@@ -327,6 +335,15 @@ def _results(answers: list[dict]) -> list[Result]:
         slowest = max(answer[f"{verb}_s"] for answer in answers)
         results.append(Result(f"slowest {verb}, one core", slowest, "s", goal, _reached(slowest, goal), len(answers)))
     return results
+
+
+def _by_chance(seeds: int, count: int = 20) -> float:
+    """Share of devices that would be covered 93-97 % if `count` residuals were independent, normal and of one variance, and
+    the bound Student's: what is lost is the chance of the draw."""
+    residuals = np.random.default_rng(0).normal(size=(10_000, seeds, count))
+    reach = residuals.mean(-1) + residuals.std(-1, ddof=1) * np.sqrt(1 + 1 / count) * t.ppf(0.95, count - 1)
+    covered = norm.cdf(reach).mean(1)
+    return 100 * float(((covered >= 0.93) & (covered <= 0.97)).mean())
 
 
 def _spearman(answer: dict, model: str) -> float:

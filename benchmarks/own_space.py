@@ -148,8 +148,7 @@ def rated(recipe: Recipe) -> dict[str, list[Rating]]:
         file.parent.mkdir(parents=True, exist_ok=True)
         whole, machine = teacher_of(recipe.teacher), this_machine(amp=False)
         teacher = Teacher(whole.name, whole.model, whole.preprocessing, cut(whole.model, space))
-        torch.manual_seed(recipe.seed)
-        supernet = Supernet(space, teacher).to(machine.device)
+        supernet = Supernet(space, teacher, recipe.seed).to(machine.device)
         if recipe.warm:
             warm_start(supernet, teacher)
         how = Distillation(recipe.epochs, recipe.batch, learning_rate=recipe.learning_rate, fair=recipe.fair, seed=recipe.seed)

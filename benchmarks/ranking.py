@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from filelock import FileLock
 from scipy.stats import kendalltau, rankdata
 
@@ -85,8 +84,7 @@ def lessons(teacher: str, part: str, count: int) -> KeptLessons:
 def trained(recipe: Recipe) -> Supernet:
     """The supernet of a recipe; an interrupted training goes on at its last whole epoch."""
     taught, machine = lessons(recipe.teacher, "train", recipe.train_images), this_machine(amp=False)
-    torch.manual_seed(recipe.seed)
-    supernet = Supernet(SPACE.at(32, 10), taught.teacher).to(machine.device)
+    supernet = Supernet(SPACE.at(32, 10), taught.teacher, recipe.seed).to(machine.device)
     how = Distillation(
         epochs=recipe.epochs, batch=recipe.batch, learning_rate=recipe.learning_rate, fair=recipe.fair, seed=recipe.seed
     )

@@ -30,6 +30,7 @@ from dna_deploy.limits import Wanted
 from dna_deploy.measure import measure_whole
 from dna_deploy.plugins import find
 from dna_deploy.predictor import LatencyPredictor
+from dna_deploy.recipe import Training
 from dna_deploy.run import Asked, TeacherReport, open_run
 from dna_deploy.search import inherit_and_train, prepare_teacher, search, splits
 from dna_deploy.space import Candidate
@@ -138,7 +139,7 @@ def one_seed(seed: int, args, predictor: LatencyPredictor, budget_ms: float) -> 
             continue
         checkpoint = run.folder / "network.safetensors"
         checkpoint.unlink(missing_ok=True)
-        network = inherit_and_train(run, source, parts, teacher, arch, args.epochs, checkpoint)
+        network = inherit_and_train(run, source, parts, teacher, arch, Training(epochs=args.epochs, seed=seed), checkpoint)
         scores = {
             part: accuracy(logits_of(network, images, teacher.preprocessing), images.labels)
             for part, images in (("held_out", held_out), ("test", test))

@@ -21,9 +21,10 @@ class Wish:
     table: Path
     ms: float
     confidence: float | None = None
+    extrapolate: bool = False  # ops outside what was measured are guessed, not refused
 
     def on(self, space: SearchSpace) -> "Budget":
-        return Budget(open_predictor(self.table, space.ops), self.ms, self.confidence)
+        return Budget(open_predictor(self.table, space.ops, self.extrapolate), self.ms, self.confidence)
 
 
 @dataclass(frozen=True)

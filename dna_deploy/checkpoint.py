@@ -9,20 +9,25 @@ from dna_deploy.errors import RunError
 from dna_deploy.files import write_atomic
 
 
-def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, done: int) -> None:
-    """`done` counts finished epochs. Without an optimizer the file is final weights."""
+def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, done: int, how: object = None) -> None:
+    """`done` counts finished epochs, trained as `how` says. Without an optimizer the file is final weights."""
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     if optimizer is not None:
         for place, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{place}/{name}": torch.as_tensor(value) for name, value in state.items()}
-    save_tensors(path, tensors, {"done": str(done)})
+    save_tensors(path, tensors, {"done": str(done), "how": repr(how)})
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> int:
-    """Fill `model` and `optimizer` from `path`; returns the finished epochs, 0 where there is no file yet."""
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, how: object = None) -> int:
+    """Fill `model` and `optimizer` from `path`; returns the finished epochs, 0 where there is no file yet.
+
+    With `how` a file of a training that went otherwise is left alone, and 0 returned.
+    """
     if not path.exists():
         return 0
     tensors, about = load_tensors(path)
+    if how is not None and about.get("how") != repr(how):
+        return 0
     state = {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
     try:
         model.load_state_dict(state)

@@ -118,15 +118,22 @@ class Images:
         with ThreadPoolExecutor(4) as pool:
             return torch.from_numpy(_stack(list(pool.map(self._decode, self.indices))))
 
+    def open(self, place: int) -> Any:
+        """The image at this place as it was given, an RGB image of PIL's."""
+        return self._open(self.indices[place])
+
+    def _open(self, index: int) -> Any:
+        try:
+            return self.source.open(index).convert("RGB")
+        except OSError as error:  # PIL's errors descend from it
+            raise DataError(f"{error or 'an image cannot be read'}; remove or replace the file") from error
+
     def _decode(self, index: int) -> "np.ndarray[Any, Any]":
         """One image: RGB, the shorter side scaled to `size`, the centre cut out; uint8 (3, size, size)."""
         import numpy as np
         from PIL import Image
 
-        try:
-            image = self.source.open(index).convert("RGB")
-        except OSError as error:  # PIL's errors descend from it
-            raise DataError(f"{error or 'an image cannot be read'}; remove or replace the file") from error
+        image = self._open(index)
         scale = self.size / min(image.size)
         width, height = (max(self.size, round(side * scale)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)

@@ -16,7 +16,7 @@ from dna_deploy.checkpoint import load_checkpoint, save_checkpoint
 from dna_deploy.data import Augmentation, epoch_batches, parts_of
 from dna_deploy.errors import MachineError
 from dna_deploy.lessons import Lessons
-from dna_deploy.machine import CPU, Machine
+from dna_deploy.machine import CPU, Machine, one_update_a_step
 from dna_deploy.progress import bar
 from dna_deploy.space import Block, Candidate
 from dna_deploy.supernet import Supernet
@@ -45,6 +45,11 @@ def noise_to_signal(y: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     dims = [0, *range(2, target.ndim)]
     error = (y - target).square().mean(dims)
     return (error / (target.var(dims, correction=0) + 1e-6)).mean()
+
+
+def drawn_at(block: Block, how: Distillation, at: int) -> tuple[Candidate, ...]:
+    """The paths of a block's step number `at`, whatever other blocks there are."""
+    return draw(block, random.Random(f"{how.seed}/{block.name}/{at}"), how.fair)
 
 
 def draw(block: Block, rng: random.Random, fair: bool = False) -> tuple[Candidate, ...]:
@@ -79,7 +84,7 @@ def step(
     divide the batch among them. Returns the losses times `weight`, one a piece: the share of the images in the whole step.
     """
     losses = []
-    for part, into, target, drawn in zip(supernet.pieces, [image, *features[:-1]], features, paths, strict=True):
+    for (part, into, target), drawn in zip(supernet.lessons(image, features), paths, strict=True):
         share = min(len(drawn), len(into))
         total = torch.zeros((), device=into.device)
         for path, x, y in zip(drawn, into.chunk(share), target.chunk(share), strict=False):
@@ -93,31 +98,37 @@ def step(
 
 def distill(supernet: Supernet, lessons: Lessons, how: Distillation, checkpoint: Path, machine: Machine = CPU) -> None:
     """Train the supernet; continues from `checkpoint`, written after every epoch, and leaves the result there."""
-    weights = supernet.parameters()
-    optimizer = torch.optim.AdamW(weights, how.learning_rate, weight_decay=how.weight_decay, fused=machine.fused)
+    most = max(len(choices) for block in supernet.space.blocks for cell in block.cells for choices in cell.layers)
+    machine.require_shares(min(how.batch, len(lessons)), how.accumulate * (most if how.fair else 1))
+    optimizer = torch.optim.AdamW(supernet.parameters(), how.learning_rate, weight_decay=how.weight_decay, fused=machine.fused)
     first = load_checkpoint(checkpoint, supernet, optimizer)
     if first >= how.epochs:
         return
+    machine.begin(supernet)
     steps = len(epoch_batches(len(lessons), how.batch, how.seed, 0))
     supernet.train()
-    with bar("distilling all blocks", how.epochs * steps) as advance:
+    with bar("distilling all blocks", how.epochs * steps) as advance, one_update_a_step(supernet, how.accumulate):
         advance(first * steps)
         for epoch in range(first, how.epochs):
-            watch = Watch(f"distillation diverged in epoch {epoch + 1}")
+            watch = Watch(
+                f"distillation diverged in epoch {epoch + 1}", machine, [part.piece.block.name for part in supernet.pieces]
+            )
             for number, places in enumerate(epoch_batches(len(lessons), how.batch, how.seed, epoch)):
                 at = epoch * steps + number
-                rng = random.Random(f"{how.seed}/{at}")
                 set_rate(optimizer, how.learning_rate, at / (how.epochs * steps))
                 optimizer.zero_grad(set_to_none=True)
-                paths = [draw(part.piece.block, rng, how.fair) for part in supernet.pieces]
-                for begin, some in parts_of(places, how.accumulate):
+                paths = [drawn_at(part.piece.block, how, at) for part in supernet.pieces]
+                for begin, some in machine.own(parts_of(places, how.accumulate * machine.world)):
                     with machine.autocast():
                         image, features = lessons.batch(some, Augmentation(how.seed * 1_000_003 + at, len(places), begin))
                     watch.add(step(supernet, features, image, paths, machine, len(some) / len(places)))
+                machine.gather(supernet.parameters())
                 optimizer.step()
                 advance(1)
             watch.require_finite()
-            save_checkpoint(checkpoint, supernet, optimizer, epoch + 1)
+            machine.average(supernet)
+            if machine.first:
+                save_checkpoint(checkpoint, supernet, optimizer, epoch + 1)
 
 
 class Watch:
@@ -128,8 +139,8 @@ class Watch:
 
     EVERY = 50  # additions
 
-    def __init__(self, diverged: str) -> None:
-        self.diverged = diverged
+    def __init__(self, diverged: str, machine: Machine, names: Sequence[str] = ("",)) -> None:
+        self.diverged, self.machine, self.names = diverged, machine, names
         self.sum = torch.zeros(1)
         self.count = 0
 
@@ -141,10 +152,13 @@ class Watch:
             self.require_finite()
 
     def require_finite(self) -> None:
-        losses = self.sum.tolist()
+        losses = self.machine.sum(self.sum).tolist()  # all processes stop together
         if not all(map(math.isfinite, losses)):
+            if not self.machine.first:
+                raise SystemExit(MachineError.exit_code)
+            each = [f"{name} {loss / self.count:.3g}".strip() for name, loss in zip(self.names, losses, strict=True)]
             raise MachineError(
-                f"{self.diverged}: mean losses {', '.join(f'{loss / self.count:.3g}' for loss in losses)}; check images and "
+                f"{self.diverged}: mean losses {', '.join(each)}; check images and "
                 "teacher for NaN, lower the learning rate or the batch, or leave out --amp; the last whole epoch is kept"
             )
 

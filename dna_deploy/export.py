@@ -1,23 +1,23 @@
 """The third recipe: write a network in a deployment format step by step, hold every step against the one before, measure it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dna_deploy.bundle import GOLDEN, LOGITS, PORTABLE, VERIFICATION, write_bundle
+from dna_deploy.chain import stem, steps
 from dna_deploy.errors import CannotRun, CheckFailed, DnaError, RequestError
 from dna_deploy.exporters._exporter import Exporter, Options
-from dna_deploy.files import sha256, write_atomic, write_json
-from dna_deploy.locate import Graph, Module, locate
+from dna_deploy.files import sha256, write_json
+from dna_deploy.locate import locate
 from dna_deploy.measure import Latency, device_of, measure_runs, measure_whole
 from dna_deploy.on_device import require_device, run_on_device
 from dna_deploy.original import Original
 from dna_deploy.plugins import find
-from dna_deploy.precision import lower
 from dna_deploy.progress import say
-from dna_deploy.quantize import quantize_within
-from dna_deploy.ranges import observe
+from dna_deploy.reference import Graph, Module
 from dna_deploy.run import Picked
+from dna_deploy.subgraph import onnxruntime_run
 from dna_deploy.table import LatencyTable
 from dna_deploy.verify import LIMITS, Limits, Link, Step, Verification, compare, failures, judge, link, outputs, save_logits
 from profilers import Model
@@ -61,7 +61,7 @@ def export(
     try:
         for step in steps(original, exporter, options, path):
             found, after = compare(before, logits, step, original.test, options.largest_batch, limits[step.precision])
-            links.append(found if found.ok else replace(found, first_bad=_first_bad(original, before, step)))
+            links.append(found if found.ok else replace(found, first_bad=_first_bad(original, exporter, before, step)))
             answers[f"{len(links)} {step.name}"] = after
             if not found.ok:
                 break
@@ -91,18 +91,22 @@ def export(
     return Exported(path, verification)
 
 
-def _first_bad(original: Original, before: Step, step: Step) -> str | None:
-    """The first wrong tensor of a step that failed; None where it is no ONNX file that could be looked into."""
+def _first_bad(original: Original, exporter: Exporter, before: Step, step: Step) -> str:
+    """The first wrong tensor of a step that failed, or why none is named.
+
+    A file made from ONNX that cannot be looked into is searched by its format's runtime, on parts of the graph it was made from.
+    """
     import onnx
 
-    if step.path is None or step.path.suffix != ".onnx":
-        return None
-    if before.path is not None and before.path.suffix != ".onnx":
-        return None
+    last = step.path is not None and step.path.suffix != ".onnx"
+    searched = before.path if last else step.path
+    if searched is None or searched.suffix != ".onnx" or (last and exporter.run_graph is None):
+        return f"no tensor is named: what is computed inside a {exporter.suffix} file cannot be read"
     reference = Graph(onnx.load(before.path)) if before.path else Module(original.network)
     images = original.test.at(range(min(SEARCHED, original.test.count)))
+    run = exporter.run_graph if last and exporter.run_graph is not None else onnxruntime_run
     try:
-        return locate(reference, onnx.load(step.path), {"input": images}, step.precision).text
+        return locate(reference, onnx.load(searched), {"input": images}, step.precision, run).text
     except Exception as error:  # a graph too broken to be cut; that the step failed must be heard all the same
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         return f"the first wrong tensor could not be searched for ({reason})"
@@ -111,62 +115,18 @@ def _first_bad(original: Original, before: Step, step: Step) -> str | None:
 def _pack(original: Original, exporter: Exporter, options: Options, path: Path, made: list[Step]) -> None:
     """The export folder becomes a bundle that can be checked anywhere."""
     portable = path.with_name(PORTABLE)
+    options = replace(options, opset=options.opset or exporter.opset)
     if all(step.path != portable for step in made):  # a format made from the module needs no ONNX file; a bundle does
         try:
-            onnx = find("exporters", "onnx")
-            onnx.write(original.network, original.contract, portable, replace(options, opset=onnx.opset, precision="fp32"))
+            find("exporters", "onnx").write(original.network, original.contract, portable, options)
         except DnaError as error:
             say(f"{path.parent} is no bundle: its portable ONNX file could not be written ({error})")
             return
-    about = {"precision": options.precision, "opset": options.opset, "largest_batch": options.largest_batch}
-    made_from = {"command": f"dna-export {original.asked}", "format": exporter.name, **about}
     images = original.test.at(range(min(GOLDEN, original.test.count)))
     write_bundle(
-        path.parent, original.name, original.contract, path, exporter, options.precision, images, made_from, original.licences
+        path.parent, original.name, original.contract, path, exporter, options, images, original.made_from, original.licences
     )
     say(f"{path.parent} is a bundle: check it anywhere with dna-export --verify {path.parent}, or python example.py in it")
-
-
-def stem(precision: str) -> str:
-    return "model" if precision == "fp32" else f"model-{precision}"
-
-
-def steps(original: Original, exporter: Exporter, options: Options, path: Path) -> Iterator[Step]:
-    """The chain from the network to the file at `path`; each step is made when the one before it has been verified."""
-    precision = options.precision
-    options = replace(options, opset=options.opset or exporter.opset)
-    onnx: Exporter = find("exporters", "onnx")
-    if exporter.made_from == "module" and exporter is not onnx:
-        exporter.write(original.network, original.contract, path, options)
-        yield Step(exporter.name, precision, exporter.load(path), path)
-        return
-    kind = "-symmetric" if exporter.symmetric_int8 and precision == "int8" else ""
-    last_graph = path if exporter is onnx else original.folder / f"{stem(precision)}{kind}.onnx"
-    graph = last_graph if precision == "fp32" else original.folder / f"{stem('fp32')}.onnx"
-    onnx.write(original.network, original.contract, graph, options)
-    yield Step(onnx.name, "fp32", onnx.load(graph), graph)
-    if precision != "fp32":
-        kept = in_precision(graph, last_graph, original, exporter, options)
-        yield Step(precision, precision, onnx.load(last_graph), last_graph, kept=kept)
-    if exporter is not onnx:
-        exporter.write(last_graph, original.contract, path, options)
-        yield Step(exporter.name, precision, exporter.load(path), path)
-
-
-def in_precision(graph: Path, target: Path, original: Original, exporter: Exporter, options: Options) -> tuple[str, ...]:
-    """Write the fp32 `graph` in another precision to `target`; returns what stays in float."""
-    import onnx
-
-    model = onnx.load(graph)
-    seen = observe(model, original.held_out)
-    if options.precision == "int8":
-        load = find("exporters", "onnx").load
-        return quantize_within(graph, target, seen, original.held_out, options.max_drop, exporter.symmetric_int8, load)
-    lowered, kept = lower(model, options.precision, seen)
-    write_atomic(target, lambda temporary: temporary.write_bytes(lowered.SerializeToString(deterministic=True)))
-    if kept:
-        say(f"{options.precision}: {len(kept)} nodes stay in float32: {'; '.join(kept[:5])}")
-    return kept
 
 
 def _latency(exporter: Exporter, original: Original, made: list[Step]) -> Latency | None:
@@ -182,7 +142,7 @@ def _latency(exporter: Exporter, original: Original, made: list[Step]) -> Latenc
             say(f"{way}: {taken.latency_ms:.3g} ms ({taken.low_ms:.3g} to {taken.high_ms:.3g})")
         way, best = min(ways.items(), key=lambda way: way[1].latency_ms)
         return Latency(way, None, best.latency_ms, best.low_ms, best.high_ms, fp32_ms=None, speed=None)
-    graph = made[0] if len(made) > 1 else None
+    graph = next((step for step in made[:-1] if step.name == "simplified"), None)
     if picked is not None and last.path is not None and last.path.suffix == ".onnx":
         on_device = _on_device(picked, last.path, graph.path if graph else None)
         if on_device is not None:

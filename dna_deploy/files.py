@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import sys
 import tempfile
 import zipfile
 import zlib
@@ -50,6 +51,19 @@ def read_json(path: Path, kind: type[T]) -> T:
         raise RequestError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RequestError(f"{path}: not JSON ({error}); was it cut off or edited?") from None
+    return parse(kind, values, str(path))
+
+
+def read_toml(path: Path, kind: type[T]) -> T:
+    """The TOML file in `path` as the dataclass `kind`."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path}: not TOML ({error})") from None
     return parse(kind, values, str(path))
 
 

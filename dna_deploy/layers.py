@@ -29,6 +29,7 @@ _ACTS = {"Clip": "relu6", "Relu": "relu", "HardSwish": "hard_swish", "Sigmoid": 
 class Layers:
     ops: tuple[Op, ...]
     others: tuple[str, ...]  # what the file does beside them, such as "3 Softmax"
+    image_size: int  # it takes: its own where the file says one
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,10 @@ def layers_of(model: "onnx.ModelProto") -> Layers:
         for op in ops:
             ours += _kinds(onnx.load_from_string(onnx_of([op])))
     beyond = _kinds(model) - ours
-    return Layers(ops, tuple(f"{count} {kind}" for kind, count in sorted(beyond.items())))
+    others = tuple(f"{count} {kind}" for kind, count in sorted(beyond.items()))
+    weights = {weight.name for weight in model.graph.initializer}
+    (taken,) = (value for value in model.graph.input if value.name not in weights)
+    return Layers(ops, others, taken.type.tensor_type.shape.dim[2].dim_value)
 
 
 def _kinds(model: "onnx.ModelProto") -> "Counter[str]":

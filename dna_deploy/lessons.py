@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from dna_deploy.data import Augmentation, Images, sent
-from dna_deploy.errors import RunError
+from dna_deploy.errors import RunError, TeacherError
 from dna_deploy.files import disk_errors, read_json, write_json
 from dna_deploy.progress import bar
 from dna_deploy.teacher import Teacher
@@ -56,7 +56,7 @@ class KeptLessons(Lessons):
         return image, [_loaded(kept[order], device) for kept in self._kept]
 
     def _prepare(self) -> "list[np.memmap[Any, Any]]":
-        first = [_stored(feature) for feature in super().batch([0])[1]]
+        first = [_stored(name, feature) for name, feature in zip(self.names, super().batch([0])[1], strict=True)]
         shapes = [list(feature.shape[1:]) for feature in first]
         wanted = _Contents(self.teacher.name, dict(zip(self.names, shapes, strict=True)), len(self), 0)
         mark = self.folder / "features.json"
@@ -80,8 +80,8 @@ class KeptLessons(Lessons):
             advance(kept.done)
             for first in range(kept.done, len(self), CHUNK):
                 places = range(first, min(first + CHUNK, len(self)))
-                for file, feature in zip(files, super().batch(places)[1], strict=True):
-                    file[first : places.stop] = _stored(feature)
+                for name, file, feature in zip(self.names, files, super().batch(places)[1], strict=True):
+                    file[first : places.stop] = _stored(name, feature)
                     file.flush()
                 write_json(mark, replace(kept, done=places.stop))
                 advance(len(places))
@@ -109,9 +109,14 @@ class _Contents:
         return same and all(self.shapes.get(name) == shape for name, shape in wanted.shapes.items())
 
 
-def _stored(feature: torch.Tensor) -> "np.ndarray[Any, Any]":
+def _stored(name: str, feature: torch.Tensor) -> "np.ndarray[Any, Any]":
     """(N, C, H, W) or (N, classes) as float16, channels last, which is how it is read back."""
     array: np.ndarray[Any, Any] = (feature.permute(0, 2, 3, 1) if feature.ndim == 4 else feature).half().cpu().numpy()
+    if not np.isfinite(array).all():
+        raise TeacherError(
+            f"the teacher's features behind {name} are NaN, infinite or above 65504, which float16 cannot keep; check the "
+            "teacher, or leave out --keep-features"
+        )
     return array
 
 

@@ -1,6 +1,7 @@
 """What is exported: a network, the contract its users rely on, and the images every step is held against it on."""
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,7 @@ class Original:
     folder: Path  # where its exports go
     picked: Picked | None  # what was known of it before it was trained, for a network that was searched
     ops: tuple[Op, ...] = ()  # what it is made of, for a network that was searched
-    asked: str = ""  # the flags of dna-export that name it
+    made_from: Mapping[str, str | int] = field(default_factory=dict)  # the flags of dna-export that name it
     licences: dict[str, str] = field(default_factory=dict)  # of the teacher and the data, as far as they are known
 
     @property
@@ -87,7 +88,7 @@ def from_run(pick: Pick) -> Original:
         folder=pick.export,
         picked=read_json(pick.picked, Picked),
         ops=arch.ops,
-        asked=f"--run {pick.folder}",
+        made_from={"run": str(pick.folder)},
         licences={
             f"Teacher {run.asked.teacher}": licence_of(run.asked.teacher),
             f"Data {source.name}": source.licence or UNKNOWN_LICENCE,
@@ -138,7 +139,7 @@ def from_model(asked: Asked, largest_bytes: int | None = None) -> Original:
         held_out=held_out,
         folder=EXPORTS / (name if weights != "random" else f"{name}-untrained"),
         picked=None,
-        asked=f"--model {asked.model}" + (f" --image-size {asked.image_size}" if asked.image_size else ""),
+        made_from={key: str(value) if isinstance(value, Path) else value for key, value in asdict(asked).items() if value},
         licences={f"Network {asked.model}": UNKNOWN_LICENCE if asked.model.endswith(".py") else licence_of(asked.model)}
         | ({f"Data {source.name}": source.licence or UNKNOWN_LICENCE} if source else {}),
     )

@@ -29,11 +29,20 @@ class Judged:
             return f"it does what no op of ours does: {', '.join(self.layers.others)}"
         if self.account.unknown:
             op = self.account.unknown[0]
-            return f"{len(self.account.unknown)} of its ops lie outside what was measured, such as {op.key}"
+            count, total = len(self.account.unknown), len(set(self.layers.ops))
+            return f"{count} of its {total} ops lie outside what was measured, such as {op.key}; --extrapolate guesses them"
         return None
 
 
-def judge(file: Path, image_size: int, table: Path | None, device: Device | None, seconds: float, confidence: float) -> Judged:
+def judge(
+    file: Path,
+    image_size: int,
+    table: Path | None,
+    device: Device | None,
+    seconds: float,
+    confidence: float,
+    extrapolate: bool = False,
+) -> Judged:
     """`device` measures the file where there is no table; with a table, the device it was taken on does."""
     if not file.is_file():
         raise RequestError(f"--model {file}: no such file; expected an ONNX model")
@@ -46,7 +55,7 @@ def judge(file: Path, image_size: int, table: Path | None, device: Device | None
         assert device is not None
         visits = measure(find_profiler(device), device, [asked], Plan(rounds=24, anchors=0), Stop(seconds=seconds))
         return Judged(layers, None, None, 0, summarize(visits), None)
-    predictor = open_predictor(table, layers.ops)
+    predictor = open_predictor(table, layers.ops, extrapolate)
     account = predictor.account(layers.ops)
     known = not layers.others and not account.unknown and bool(layers.ops)
     predicted = predictor.network(layers.ops, confidence) if known else None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dna_deploy.errors import RequestError
+from dna_deploy.exporters._bf16 import WIDE
 from dna_deploy.ranges import Histogram
 
 if TYPE_CHECKING:
@@ -103,8 +104,8 @@ class _Lowering:
             if in_fp16:
                 self.narrow.add(name)
             elif not makes_constant:  # computed in float32, then rounded: name is what is stored, in the narrow type
-                written.output[place] = f"{name}_wide"
-                after.append(self._cast(f"{name}_wide", name, self.narrow_type))
+                written.output[place] = name + WIDE
+                after.append(self._cast(name + WIDE, name, self.narrow_type))
                 self.narrow.add(name)
         self.nodes += [written, *after]
 

@@ -1,7 +1,8 @@
 """Latency of a network from a table: the sum of its ops, corrected by whole networks measured beside them.
 
-An op in the table is read from it. One that is not is predicted from those that are and from other devices' tables, and
-refused where it lies outside what was measured. Every answer has an interval and an account of where it comes from.
+An op in the table is read from it. One that is not is predicted from those that are and from other devices' tables. Where
+it lies outside what was measured it is refused, or marked as the guess it is where that was asked for. Every answer has an
+interval and an account of where it comes from.
 """
 
 import dataclasses
@@ -75,7 +76,8 @@ class Correction:
 
 @dataclass(frozen=True)
 class Predicted:
-    """A latency nobody measured: expected, and two bounds each of which holds with the confidence asked for."""
+    """A latency nobody measured: expected, and two bounds each of which holds with the confidence asked for; 0 and infinity
+    where nothing bounds it."""
 
     ms: float
     low_ms: float
@@ -90,6 +92,7 @@ class Account:
     wide: tuple[Op, ...]  # of these, known no better than within WIDE
     bounded: tuple[Op, ...]  # taken as the same op with more classes
     predicted: tuple[Op, ...]  # by the regressor
+    extrapolated: tuple[Op, ...]  # of these, outside what was measured: nothing says how far off they may be
     unknown: tuple[Op, ...]  # outside what was measured, or too little was: refused
     known: int  # ops of the device the regressor learned from
     sources: tuple[str, ...]  # other devices whose tables helped it
@@ -105,6 +108,10 @@ class Account:
         if self.predicted:
             others = f" and the tables of {', '.join(self.sources)}" if self.sources else ""
             parts.append(f"{len(self.predicted)} predicted from {self.known} measured ones{others}")
+        if self.extrapolated:
+            parts.append(
+                f"{len(self.extrapolated)} of these guessed outside what was measured, such as {self.extrapolated[0].key}"
+            )
         if self.unknown:
             parts.append(f"{len(self.unknown)} unknown, such as {self.unknown[0].key}")
         return ", ".join(parts)
@@ -112,11 +119,13 @@ class Account:
 
 @dataclass(frozen=True)
 class LatencyPredictor:
-    """`also` are ops it will be asked for beyond those in the table: they are predicted, with the tables in `sources`."""
+    """`also` are ops it will be asked for beyond those in the table: they are predicted, with the tables in `sources`.
+    With `extrapolate` also those outside what was measured."""
 
     table: LatencyTable
     sources: tuple[LatencyTable, ...] = ()
     also: tuple[Op, ...] = ()
+    extrapolate: bool = False
 
     @cached_property
     def correction(self) -> Correction:
@@ -161,6 +170,8 @@ class LatencyPredictor:
     def network(self, ops: Sequence[Op], confidence: float = 0.95) -> Predicted:
         """A network's latency. Without whole networks in the table the bounds hold for the sum of the ops only."""
         ms = self.network_ms(ops)
+        if self.account(ops).extrapolated:
+            return Predicted(ms, 0.0, math.inf)  # the guesses share their mistakes, and nothing says how large these are
         margin = self.margin(confidence) if len(self._networks) >= FEWEST else 0.0
         reach = deviations(confidence) * math.sqrt(self.variance(ops))
         return Predicted(ms, max(0.0, ms * (1 - margin) - reach), ms * (1 + margin) + reach)
@@ -175,10 +186,13 @@ class LatencyPredictor:
         known = [op for op in wanted if op in self._known]
         bounded = [op for op in wanted if op not in self._known and self._bound(op) is not None]
         predicted = [op for op in wanted if op not in bounded and op in self.transferred]
+        guessed = [op for op in predicted if self.transferred[op].extrapolated]
         unknown = [op for op in wanted if op not in self._known and op not in bounded and op not in predicted]
         sources = tuple(source.header.target for source in self.sources) if predicted else ()
         wide = tuple(op for op in known if self._known[op].halfwidth > WIDE)
-        return Account(len(known), wide, tuple(bounded), tuple(predicted), tuple(unknown), len(self._known), sources)
+        return Account(
+            len(known), wide, tuple(bounded), tuple(predicted), tuple(guessed), tuple(unknown), len(self._known), sources
+        )
 
     @cached_property
     def _sums(self) -> Array:
@@ -209,7 +223,7 @@ class LatencyPredictor:
 
     @cached_property
     def transferred(self) -> dict[Op, Transferred]:
-        """Every op asked for that is not in the table and lies within what was measured; fitted once."""
+        """Every op asked for that is not in the table and may be predicted; fitted once."""
         wanted = dict.fromkeys([*self.also, *(op for network in self._parsed for op in network.ops)])
         missing = [op for op in wanted if op not in self._known and self._bound(op) is None]
         if not missing or len(self._known) < FEWEST_OPS:
@@ -217,7 +231,7 @@ class LatencyPredictor:
         known = {op: found.latency_ms for op, found in self._known.items()}
         sources = [{op: found.latency_ms for op, found in known_ops(source).items()} for source in self.sources]
         found = transfer(known, missing, sources)
-        return {op: guess for op, guess in found.items() if not guess.extrapolated}
+        return {op: guess for op, guess in found.items() if self.extrapolate or not guess.extrapolated}
 
     @property
     def known(self) -> int:
@@ -251,6 +265,7 @@ class LatencyPredictor:
         if not missing:
             return
         target = self.table.header.target
+        guess = "" if len(self._known) < FEWEST_OPS or self.extrapolate else ", or take a guess: --extrapolate"
         advice = f"dna-profile --device {target} --space {space.name} --image-size {space.image_size}"
         sizes = {op.hw for op in self._known if op.cin == 3}
         if self.table.published:
@@ -259,7 +274,7 @@ class LatencyPredictor:
                 advice = f"it was published for --image-size {', '.join(map(str, sorted(sizes)))}; {advice}"
         raise TableError(
             f"{self.table.path}: {len(missing)} of {len(space.ops)} ops of {space.name} at {space.image_size} px are not "
-            f"in it nor within what it measured, such as {missing[0].key}; {advice}"
+            f"in it nor within what it measured, such as {missing[0].key}; {advice}{guess}"
         )
 
     def _bound(self, op: Op) -> float | None:
@@ -316,12 +331,12 @@ def known_ops(table: LatencyTable) -> dict[Op, Measurement]:
     return {parse(key): value for key, value in found.items() if has_interval(value)}
 
 
-def open_predictor(path: Path, ops: Sequence[Op]) -> LatencyPredictor:
+def open_predictor(path: Path, ops: Sequence[Op], extrapolate: bool = False) -> LatencyPredictor:
     """The predictor of the table at `path` for these ops; other tables are read only where it lacks some of them."""
     table = LatencyTable.load(path)
     plain = LatencyPredictor(table)
     missing = plain.account(ops).unknown
-    return LatencyPredictor(table, references(table, ops), tuple(ops)) if missing else plain
+    return LatencyPredictor(table, references(table, ops), tuple(ops), extrapolate) if missing else plain
 
 
 def references(table: LatencyTable, ops: Sequence[Op]) -> tuple[LatencyTable, ...]:

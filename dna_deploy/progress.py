@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING
 
+from dna_deploy.torchrun import RANK
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 def console() -> "Console":
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, soft_wrap=True, quiet=RANK > 0)  # of several processes the first one speaks
 
 
 def say(text: str) -> None:

@@ -30,8 +30,10 @@ def layers(model: "onnx.ModelProto") -> list[str]:
     return [node.name for node in model.graph.node if node.op_type in WEIGHTED and node.input[1] in weights]
 
 
-def quantize(model: "onnx.ModelProto", seen: Mapping[str, Histogram], in_float: Set[str], symmetric: bool) -> "onnx.ModelProto":
-    """The model with Q/DQ around all layers but those `in_float`.
+def quantize(
+    model: "onnx.ModelProto", seen: Mapping[str, Histogram], in_float: Set[str], symmetric: bool, weight_bits: int = 8
+) -> "onnx.ModelProto":
+    """The model with Q/DQ around all layers but those `in_float`; weights of 8 bits, or of 7.
 
     `symmetric`: activations are int8 around zero as well, the only form TensorRT takes, and Q/DQ stand at the inputs of the
     layers only. Otherwise activations are uint8 with a zero point: a range that begins at zero has twice the steps, and
@@ -58,7 +60,7 @@ def quantize(model: "onnx.ModelProto", seen: Mapping[str, Histogram], in_float: 
     quantizer = QDQQuantizer(
         model=onnx.shape_inference.infer_shapes(model),
         per_channel=True,
-        reduce_range=False,
+        reduce_range=weight_bits == 7,
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QInt8 if symmetric else QuantType.QUInt8,
         tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
@@ -92,7 +94,7 @@ def quantize_within(
     symmetric: bool,
     load: "Callable[[Path], Run]",
 ) -> tuple[str, ...]:
-    """Write `graph` quantized to `target`, its accuracy within `max_drop` (0.005: half a point) on the held-out images.
+    """Write `graph` quantized to `target`; at most `max_drop` (0.005: half a point) of the held-out images are lost.
 
     Returns the layers that went back to float, the most harmful first. Where nobody knows the right answers, every image
     whose winning class changes counts as lost.
@@ -102,26 +104,36 @@ def quantize_within(
     model = onnx.load(graph)
     reference = outputs(Step("fp32", "fp32", load(graph)), held_out, 8)
 
-    def drop(in_float: Sequence[str]) -> float:
-        _write(quantize(model, seen, frozenset(in_float), symmetric), target)
+    def drop(in_float: Sequence[str], weight_bits: int) -> float:
+        _write(quantize(model, seen, frozenset(in_float), symmetric, weight_bits), target)
         logits = outputs(Step("int8", "int8", load(target)), held_out, 8)
         return lost(reference, logits, held_out)
 
-    whole = drop([])
-    say(f"int8: {whole:+.2%} of accuracy lost on {held_out.about}, {max_drop:.2%} allowed")
+    whole, bits = drop([], 8), 8
+    say(f"int8: {whole:.2%} lost on {held_out.about}, {max_drop:.2%} allowed")
     if whole <= max_drop:
         return ()
-    order = by_harm(model, seen, held_out, reference, symmetric, target, load)
-    count = fewest(lambda many: drop(order[:many]) <= max_drop, len(order))
-    final = drop(order[:count])
-    say(f"int8: {count} of {len(order)} layers back in float, {final:+.2%} lost: {', '.join(order[:count])}")
+    if not symmetric:  # without VNNI, pairs of products of 8 bits saturate; of 7 they do not
+        seven = drop([], 7)
+        say(f"int8 with weights of 7 bits: {seven:.2%} lost")
+        if seven <= max_drop:
+            return ()
+        bits = 7 if seven < whole else 8
+    order = by_harm(model, seen, held_out, reference, symmetric, bits, target, load)
+    count = fewest(lambda many: drop(order[:many], bits) <= max_drop, len(order))
+    final = drop(order[:count], bits)
+    say(f"int8: {count} of {len(order)} layers back in float, {final:.2%} lost: {', '.join(order[:count])}")
     return tuple(order[:count])
 
 
 def lost(reference: "np.ndarray[Any, Any]", logits: "np.ndarray[Any, Any]", held_out: Inputs) -> float:
-    """The share of images that were right and are wrong now, less those the other way round."""
+    """The share of images that were right and are wrong now.
+
+    Those the other way round do not make up for them: of a few hundred images they are luck. A teacher that lost less than
+    half a point net on 295 held-out images lost 2.4 points on 656 others (benchmarks/faults.py).
+    """
     answers = reference.argmax(1) if held_out.labels is None else held_out.labels
-    return float((reference.argmax(1) == answers).mean() - (logits.argmax(1) == answers).mean())
+    return float(((reference.argmax(1) == answers) & (logits.argmax(1) != answers)).mean())
 
 
 def by_harm(
@@ -130,6 +142,7 @@ def by_harm(
     held_out: Inputs,
     reference: "np.ndarray[Any, Any]",
     symmetric: bool,
+    weight_bits: int,
     scratch: Path,
     load: "Callable[[Path], Run]",
 ) -> list[str]:
@@ -140,7 +153,7 @@ def by_harm(
     harm = {}
     with bar("int8: the harm of each layer", len(names)) as advance:
         for name in names:
-            _write(quantize(model, seen, frozenset(names) - {name}, symmetric), scratch)
+            _write(quantize(model, seen, frozenset(names) - {name}, symmetric, weight_bits), scratch)
             run = load(scratch)
             found = np.concatenate([run(images[start : start + 8]) for start in range(0, count, 8)])
             harm[name] = float(((found - expected) ** 2).mean())

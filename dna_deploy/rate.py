@@ -28,7 +28,7 @@ def rate(supernet: Supernet, lessons: Lessons, places: Sequence[int], batch: int
     with torch.no_grad(), frozen_statistics(supernet), bar("rating every candidate", total) as advance:
         for some in batches:
             image, features = lessons.batch(some)
-            for part, into, target in zip(supernet.pieces, [image, *features[:-1]], features, strict=True):
+            for part, into, target in supernet.lessons(image, features):
                 if part.piece.block.size == 1:
                     continue
                 for candidate, y in outputs(part, into):
@@ -37,7 +37,7 @@ def rate(supernet: Supernet, lessons: Lessons, places: Sequence[int], batch: int
                     found = scores(y, target) * share
                     sums[key] = sums[key] + found if key in sums else found
                     advance(1)
-    values = torch.stack(list(sums.values())).tolist()
+    values = torch.stack(list(sums.values())).tolist() if sums else []
     return [Rating(block, text, l1, nsr) for (block, text), (l1, nsr) in zip(sums, values, strict=True)]
 
 

@@ -6,6 +6,7 @@ runs/NAME/                 one teacher, data set and space; serves every device 
     teacher.safetensors    the teacher as it teaches, and its accuracy in teacher.json
     supernet.safetensors   the block-wise trained candidates
     features/              the teacher's features, where they are kept
+    blocks/                the blocks that jobs train alone, until all are done
     ratings.jsonl          how well each candidate imitates its part of the teacher
     calibration.json       what the networks reached that weigh the scores, where that was asked for
     DEVICE-BUDGET/         one network found; DEVICE-BUDGET+DEVICE-BUDGET/ for several devices at once
@@ -22,6 +23,7 @@ from pathlib import Path
 from dna_deploy.confirm import Tried
 from dna_deploy.errors import RunError
 from dna_deploy.files import read_json, write_json
+from dna_deploy.recipe import Training
 
 RUNS = Path("runs")
 
@@ -42,9 +44,9 @@ class Asked:
     distill_batch: int
     rating_images: int
     seed: int
+    fair: bool = False  # every op of a layer once a step
     keep_features: bool = False  # the teacher's, computed once and read from disk; images are not augmented then
-    batch: int | None = None  # of whole networks, the teacher's fine-tuning among them; None: 32 for it, 16 for others
-    accumulate: int = 1
+    accumulate: int = 1  # parts that each batch is worked in
     amp: bool | None = None  # bfloat16 in forward passes; None until the first training decides for its machine
     schema: str = "dna-deploy/run/1"
 
@@ -98,6 +100,7 @@ class Student:
     measured_low_ms: float | None
     measured_high_ms: float | None
     speed: float | None  # of the device then, relative to the table's sessions
+    training: Training | None = None
     schema: str = "dna-deploy/student/1"
 
 
@@ -127,6 +130,14 @@ class Run:
     @property
     def teacher_report(self) -> Path:
         return self.folder / "teacher.json"
+
+    @property
+    def teacher_training(self) -> Path:
+        return self.folder / "teacher-training.safetensors"
+
+    def block(self, name: str) -> Path:
+        """Of a block that is trained alone."""
+        return self.folder / "blocks" / f"{name}.safetensors"
 
     @property
     def supernet(self) -> Path:
@@ -191,8 +202,7 @@ class Pick:
 
 def open_run(name: str | None, asked: Asked) -> Run:
     """The run of that name (or path), made where it does not exist; refused where it was asked something else."""
-    name = name or f"{_plain(Path(asked.data).name)}-{_plain(Path(asked.space).stem)}-{asked.image_size}px"
-    folder = Path(name) if "/" in name else RUNS / name
+    folder = run_folder(name, asked.data, asked.space, asked.image_size)
     file = folder / "run.json"
     if not file.exists() or {part.name for part in folder.iterdir()} <= {"run.json", "split.json"}:
         (folder / "split.json").unlink(missing_ok=True)  # nothing came of what was asked before: a teacher that does not exist
@@ -204,6 +214,12 @@ def open_run(name: str | None, asked: Asked) -> Run:
             flag = "--" + key.replace("_", "-")
             raise RunError(f"{folder}: was made with {flag} {then}, now asked for {value}; choose another --run NAME")
     return Run(folder)
+
+
+def run_folder(name: str | None, first: str, second: str, image_size: int) -> Path:
+    """The folder of that name under runs/, or of that path; without one, named after what is in it."""
+    name = name or f"{_plain(Path(first).name)}-{_plain(Path(second).stem)}-{image_size}px"
+    return Path(name) if "/" in name else RUNS / name
 
 
 def find_pick(name: str | None) -> Pick:

@@ -1,7 +1,8 @@
 """The second recipe: from a teacher, labelled images and a latency budget to the network found, trained and measured."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,8 @@ from dna_deploy.measure import measure_whole
 from dna_deploy.plugins import find
 from dna_deploy.predictor import LatencyPredictor
 from dna_deploy.progress import say
-from dna_deploy.ratings import load_ratings, save_ratings
+from dna_deploy.ratings import Rating, load_ratings, save_ratings
+from dna_deploy.recipe import Training
 from dna_deploy.run import Asked, Run, Student, TeacherReport, open_run
 from dna_deploy.space import SearchSpace
 from profilers import Model
@@ -27,12 +29,24 @@ from profilers import Model
 if TYPE_CHECKING:
     from torch import nn
 
+    from dna_deploy.data import Preprocessing
     from dna_deploy.machine import Machine
+    from dna_deploy.supernet import Supernet
     from dna_deploy.teacher import Teacher
 
 
-def search(asked: Asked, name: str | None, wishes: Sequence[Wish], measure_top: int = 0, wanted: Wanted | None = None) -> Found:
-    """Everything up to the exact pick. Stages that an earlier call finished are read, not done again."""
+def search(
+    asked: Asked,
+    name: str | None,
+    wishes: Sequence[Wish],
+    measure_top: int = 0,
+    wanted: Wanted | None = None,
+    rate: "Callable[[Run, Source, SearchSpace], None] | None" = None,
+) -> Found:
+    """Everything up to the exact pick. Stages that an earlier call finished are read, not done again.
+
+    `rate` leaves a run's block weights and ratings in its folder; None: `rate_all`, on this machine.
+    """
     source = open_source(asked.data, asked.data_root)
     space: SearchSpace = find("spaces", asked.space).at(asked.image_size, len(source.classes))
     budgets = [wish.on(space) for wish in wishes]
@@ -42,7 +56,7 @@ def search(asked: Asked, name: str | None, wishes: Sequence[Wish], measure_top: 
     wanted.problem(space, [budget.limit(space) for budget in budgets]).require_feasible()
     run = open_run(name, asked)
     if not run.ratings.exists():
-        rate_all(run, source, space)
+        (rate or rate_all)(run, source, space)
     ratings = load_ratings(run.ratings, space.blocks)
     return pick(run, space, ratings, budgets, measure_top, wanted)
 
@@ -50,20 +64,33 @@ def search(asked: Asked, name: str | None, wishes: Sequence[Wish], measure_top: 
 def rate_all(run: Run, source: Source, space: SearchSpace) -> None:
     """Fine-tune the teacher where its classes differ, train all blocks under it, rate every candidate."""
     from dna_deploy.checkpoint import save_checkpoint
-    from dna_deploy.distill import Distillation, distill
-    from dna_deploy.lessons import KeptLessons, Lessons
-    from dna_deploy.rate import rate
-    from dna_deploy.supernet import Supernet
-    from dna_deploy.warm import warm_start
 
-    asked, machine = run.asked, machine_of(run)
     if source.licence:
         say(f"data {source.name}: {source.licence}")
     parts = splits(run, source)
     teacher = prepare_teacher(run, source, parts, space)
-    supernet = Supernet(space, teacher).to(machine.device)
+    supernet = distilled(run, source, parts, teacher, space)
+    ratings = rated(run, source, parts, teacher, supernet)
+    save_checkpoint(run.supernet, supernet, None, run.asked.distill_epochs)  # finished: the optimizer's state may go
+    save_ratings(run.ratings, ratings)
+
+
+def distilled(
+    run: Run, source: Source, parts: Split, teacher: "Teacher", space: SearchSpace, block: str | None = None
+) -> "Supernet":
+    """All blocks trained under the teacher, or only one, in a file of its own: it comes out as it does among the others."""
+    from dna_deploy.distill import Distillation, distill
+    from dna_deploy.lessons import KeptLessons, Lessons
+    from dna_deploy.supernet import Supernet
+    from dna_deploy.warm import warm_start
+
+    asked, machine = run.asked, machine_of(run)
+    supernet = Supernet(space, teacher, asked.seed).to(machine.device)
     started, ops = warm_start(supernet, teacher)
-    say(f"{started} of {ops} ops start from the teacher's layers of their shape")
+    if block is None:
+        say(f"{started} of {ops} ops start from the teacher's layers of their shape")
+    else:
+        supernet.keep(block)
     images = Images(source, parts.train, asked.image_size)
     features = run.folder / "features"
     lessons = KeptLessons(teacher, images, features) if asked.keep_features else Lessons(teacher, images)
@@ -71,15 +98,24 @@ def rate_all(run: Run, source: Source, space: SearchSpace) -> None:
         epochs=asked.distill_epochs,
         batch=asked.distill_batch,
         accumulate=asked.accumulate,
-        learning_rate=larger_step(2e-3, asked.distill_batch, 16),
+        learning_rate=2e-3 * math.sqrt(asked.distill_batch / 16),  # of Adam: Malladi et al., NeurIPS 2022
+        fair=asked.fair,
         seed=asked.seed,
     )
-    distill(supernet, lessons, how, run.supernet, machine)
+    machine.tell(run=str(run.folder), stage="blocks")
+    distill(supernet, lessons, how, run.block(block) if block else run.supernet, machine)
+    return supernet
+
+
+def rated(run: Run, source: Source, parts: Split, teacher: "Teacher", supernet: "Supernet") -> list[Rating]:
+    """Every candidate of what is in the supernet, on held-out images."""
+    from dna_deploy.lessons import Lessons
+    from dna_deploy.rate import rate
+
+    asked = run.asked
     held_out = Lessons(teacher, Images(source, parts.held_out, asked.image_size))
     places = np.random.default_rng(asked.seed).permutation(len(held_out))[: asked.rating_images]
-    ratings = rate(supernet, held_out, places.tolist())
-    save_checkpoint(run.supernet, supernet, None, asked.distill_epochs)  # finished: the optimizer's state may go
-    save_ratings(run.ratings, ratings)
+    return rate(supernet, held_out, places.tolist())
 
 
 def splits(run: Run, source: Source) -> Split:
@@ -94,8 +130,8 @@ def prepare_teacher(run: Run, source: Source, parts: Split, space: SearchSpace) 
 
     from dna_deploy.checkpoint import load_checkpoint, save_checkpoint
     from dna_deploy.data import Preprocessing
-    from dna_deploy.teacher import Teacher, create, cut, require_scores, untrained
-    from dna_deploy.train import Training, accuracy, logits_of, train
+    from dna_deploy.teacher import Teacher, cut, untrained
+    from dna_deploy.train import accuracy, logits_of
 
     asked, machine = run.asked, machine_of(run)
     if run.teacher_report.exists():
@@ -105,20 +141,7 @@ def prepare_teacher(run: Run, source: Source, parts: Split, space: SearchSpace) 
         preprocessing = Preprocessing(tuple(report.mean), tuple(report.std))  # type: ignore[arg-type]
         model.to(machine.device)
     else:
-        weights = Path(asked.teacher_weights) if asked.teacher_weights else None
-        model, preprocessing, ready = create(asked.teacher, len(source.classes), weights)
-        cut(model, space, asked.cut)  # refused now rather than after the fine-tuning
-        require_scores(model, space)
-        model.to(machine.device)
-        if not ready:
-            say(f"teacher {asked.teacher}: its classes differ, fine-tuning it on {len(parts.train)} images")
-            batch = asked.batch or 32
-            rate = larger_step(1e-3, batch, 32)
-            how = Training(asked.teacher_epochs, batch, asked.accumulate, learning_rate=rate, seed=asked.seed)
-            images = Images(source, parts.train, asked.image_size)
-            partial = run.folder / "teacher-training.safetensors"
-            train(model, images, preprocessing, how, partial, "fine-tuning the teacher", machine=machine)
-            partial.unlink(missing_ok=True)
+        model, preprocessing = fine_tuned(run, source, parts, space)
         save_checkpoint(run.teacher, model, None, 0)
         test = Images(source, parts.test, asked.image_size)
         found = accuracy(logits_of(model, test, preprocessing), test.labels)
@@ -127,12 +150,73 @@ def prepare_teacher(run: Run, source: Source, parts: Split, space: SearchSpace) 
         mean, std = list(preprocessing.mean), list(preprocessing.std)
         report = TeacherReport(found, list(source.classes), mean, std, cuts, teacher.padding)
         write_json(run.teacher_report, report)
+        run.teacher_training.unlink(missing_ok=True)
     say(f"teacher {asked.teacher}: {report.test_accuracy:.2%} of {len(parts.test)} test images")
     model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     return Teacher(asked.teacher, model, preprocessing, cut(model, space, asked.cut))
 
 
-def finish(found: Found, predictor: LatencyPredictor, epochs: int) -> Student:
+def fine_tuned(run: Run, source: Source, parts: Split, space: SearchSpace) -> "tuple[nn.Module, Preprocessing]":
+    """The teacher with trained weights, fine-tuned where they are not of these classes."""
+    import torch
+
+    from dna_deploy.teacher import create, cut, require_scores
+    from dna_deploy.train import train
+
+    asked, machine = run.asked, machine_of(run)
+    torch.manual_seed(asked.seed)  # a fresh head is drawn alike when an interrupted fine-tuning begins again
+    weights = Path(asked.teacher_weights) if asked.teacher_weights else None
+    model, preprocessing, ready = create(asked.teacher, len(source.classes), weights)
+    cut(model, space, asked.cut)  # refused now rather than after the fine-tuning
+    require_scores(model, space)
+    model.to(machine.device)
+    if not ready:
+        say(f"teacher {asked.teacher}: its classes differ, fine-tuning it on {len(parts.train)} images")
+        usual = Training(epochs=asked.teacher_epochs, batch=32, learning_rate=1e-3, seed=asked.seed)
+        how = replace(usual.at(max(32, asked.distill_batch)), accumulate=asked.accumulate)
+        images = Images(source, parts.train, asked.image_size)
+        machine.tell(run=str(run.folder), stage="teacher")
+        train(model, images, preprocessing, how, run.teacher_training, "fine-tuning the teacher", machine=machine)
+    return model, preprocessing
+
+
+def meet() -> None:
+    """The first process waits for those beside it."""
+    from dna_deploy.machine import this_machine
+
+    this_machine()
+
+
+def dismiss() -> None:
+    """It needs them no more."""
+    from dna_deploy.machine import dismiss
+
+    dismiss()
+
+
+def join() -> None:
+    """What processes beside the first do: take their part in every training it tells them of, until it is done."""
+    from dna_deploy.machine import dismiss, this_machine
+
+    machine = this_machine()
+    while told := machine.told():
+        run = Run(Path(told["run"]))
+        source = open_source(run.asked.data, run.asked.data_root)
+        space: SearchSpace = find("spaces", run.asked.space).at(run.asked.image_size, len(source.classes))
+        parts = splits(run, source)
+        if told["stage"] == "teacher":
+            fine_tuned(run, source, parts, space)
+            continue
+        teacher = prepare_teacher(run, source, parts, space)
+        if told["stage"] == "blocks":
+            distilled(run, source, parts, teacher, space)
+        else:
+            arch, how = Architecture.parse(told["network"]), Training(**told["training"])
+            inherit_and_train(run, source, parts, teacher, arch, how, Path(told["checkpoint"]))
+    dismiss()
+
+
+def finish(found: Found, predictor: LatencyPredictor, how: Training) -> Student:
     """Give the network its block weights, train it under the teacher, test it, and measure it where the device is at hand."""
     from dna_deploy.checkpoint import save_checkpoint
     from dna_deploy.train import accuracy, logits_of
@@ -140,14 +224,14 @@ def finish(found: Found, predictor: LatencyPredictor, epochs: int) -> Student:
     run, arch = found.pick.run, found.architecture
     if found.pick.student.exists() and found.pick.weights.exists():
         student = read_json(found.pick.student, Student)
-        if student.epochs == epochs:
+        if student.training == how:
             return student
     source = open_source(run.asked.data, run.asked.data_root)
     parts = splits(run, source)
     teacher = prepare_teacher(run, source, parts, arch.space)
     partial = found.pick.folder / "student-training.safetensors"
-    network = inherit_and_train(run, source, parts, teacher, arch, epochs, partial)
-    save_checkpoint(found.pick.weights, network, None, epochs)
+    network = inherit_and_train(run, source, parts, teacher, arch, how, partial)
+    save_checkpoint(found.pick.weights, network, None, how.epochs)
     partial.unlink(missing_ok=True)
     test = Images(source, parts.test, run.asked.image_size)
     reached = accuracy(logits_of(network, test, teacher.preprocessing), test.labels)
@@ -159,34 +243,37 @@ def finish(found: Found, predictor: LatencyPredictor, epochs: int) -> Student:
         test_accuracy=reached,
         teacher_test_accuracy=report.test_accuracy,
         test_images=len(test),
-        epochs=epochs,
+        epochs=how.epochs,
         measured_ms=ms.latency_ms if ms else None,
         measured_low_ms=ms.interval_ms[0] if ms else None,
         measured_high_ms=ms.interval_ms[1] if ms else None,
         speed=speed,
+        training=how,
     )
     write_json(found.pick.student, student)
     return student
 
 
 def inherit_and_train(
-    run: Run, source: Source, parts: Split, teacher: "Teacher", arch: Architecture, epochs: int, checkpoint: Path
+    run: Run, source: Source, parts: Split, teacher: "Teacher", arch: Architecture, how: Training, checkpoint: Path
 ) -> "nn.Sequential":
-    """A network of the run's space with the weights its blocks learned, then trained whole under the teacher."""
+    """A network of the run's space with the weights its blocks learned, or random ones, trained whole as the recipe says."""
     from dna_deploy.checkpoint import load_checkpoint
     from dna_deploy.supernet import Supernet
-    from dna_deploy.train import Guide, Training, settle_statistics, train
+    from dna_deploy.train import Guide, fresh, settle_statistics, train
 
+    machine = machine_of(run)
+    images = Images(source, parts.train, run.asked.image_size)
     supernet = Supernet(arch.space, teacher)
     if not run.supernet.exists():
         raise MachineError(f"{run.supernet}: the block weights are gone; delete {run.ratings} and run dna-search again")
     load_checkpoint(run.supernet, supernet)
-    machine, batch = machine_of(run), run.asked.batch or 16
-    network = supernet.build(arch).to(machine.device)
-    images = Images(source, parts.train, run.asked.image_size)
-    settle_statistics(network, images, teacher.preprocessing, range(min(512, len(images))))
-    guide = Guide(teacher, supernet.adapters(arch).to(machine.device))
-    how = Training(epochs, batch, run.asked.accumulate, learning_rate=larger_step(2e-3, batch, 16), seed=run.asked.seed)
+    network = (supernet.build(arch) if how.inherit else fresh(arch, teacher.padding, how.seed)).to(machine.device)
+    if how.inherit:
+        settle_statistics(network, images, teacher.preprocessing, range(min(512, len(images))))
+    guide = Guide(teacher, supernet.adapters(arch).to(machine.device)) if how.guided else None
+    told = {"network": arch.key, "training": asdict(how), "checkpoint": str(checkpoint)}
+    machine.tell(run=str(run.folder), stage="network", **told)
     train(network, images, teacher.preprocessing, how, checkpoint, "training the found network", guide, machine)
     return network
 
@@ -199,8 +286,3 @@ def machine_of(run: Run) -> "Machine":
     if run.asked.amp is None:
         run.decide(amp=machine.amp)
     return machine
-
-
-def larger_step(rate: float, batch: int, usual: int) -> float:
-    """The learning rate of a batch: with Adam it may grow with the square root of the size (Malladi et al., NeurIPS 2022)."""
-    return rate * math.sqrt(batch / usual)

@@ -1,6 +1,7 @@
 """The supernet: for each piece of the teacher, every op of every layer of the blocks that imitate it, with weights."""
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,17 +96,39 @@ class PieceSupernet(nn.Module):
 class Supernet(nn.Module):
     """Every piece of a space under one teacher."""
 
-    def __init__(self, space: SearchSpace, teacher: Teacher) -> None:
+    def __init__(self, space: SearchSpace, teacher: Teacher, seed: int = 0) -> None:
+        """Weights are drawn from the seed for each piece by its name, whatever else there is and was drawn before."""
         super().__init__()
         self.space = space
         self.padding = teacher.padding
-        self.parts = nn.ModuleList(PieceSupernet(piece, teacher.padding) for piece in pieces(space, teacher))
+        self.parts = nn.Module()
+        for at, piece in enumerate(pieces(space, teacher)):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(random.Random(f"{seed}/{piece.block.name}").getrandbits(63))
+                self.parts.add_module(str(at), PieceSupernet(piece, teacher.padding))
         self.to(memory_format=torch.channels_last)
 
     @property
     def pieces(self) -> list[PieceSupernet]:
         """The parts in the order of the network."""
-        return [part for part in self.parts if isinstance(part, PieceSupernet)]
+        return list(self.by_place().values())
+
+    def by_place(self) -> dict[int, PieceSupernet]:
+        """The parts by their place among the teacher's pieces."""
+        return {int(at): part for at, part in self.parts.named_children() if isinstance(part, PieceSupernet)}
+
+    def keep(self, block: str) -> None:
+        """Leave only the piece of this block: it is trained and rated alone as it is among the others."""
+        for at, part in self.by_place().items():
+            if part.piece.block.name != block:
+                delattr(self.parts, str(at))
+
+    def lessons(
+        self, image: torch.Tensor, features: Sequence[torch.Tensor]
+    ) -> Iterator[tuple[PieceSupernet, torch.Tensor, torch.Tensor]]:
+        """Each part with what it gets, the image or the teacher's features before it, and what it is to imitate."""
+        inputs = [image, *features[:-1]]
+        return ((part, inputs[at], features[at]) for at, part in self.by_place().items())
 
     def build(self, arch: Architecture) -> nn.Sequential:
         """The network of `arch` with the weights its ops learned in their blocks, adapters folded into them."""

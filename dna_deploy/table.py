@@ -203,12 +203,16 @@ def appending(path: Path, header: Header | None = None) -> Iterator["Appender"]:
     """
     from filelock import FileLock, Timeout
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise TableError(f"{path}: a folder; give --table a file, such as {path / 'cpu.jsonl'}")
     lock = FileLock(path.with_name(f".{path.name}.lock"), blocking=False)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         raise TableError(f"{path}: another dna-profile is writing this table; wait for it or use another --table") from None
+    except OSError as error:
+        raise TableError(f"{path}: cannot be written ({error.strerror}); give another --table") from None
     try:
         if header is not None and not path.exists():
             create(path, header)
@@ -268,8 +272,8 @@ def _published(row: Published) -> Measurement:
 def _read(path: Path) -> tuple[Header, list[AnyRow]]:
     try:
         text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, UnicodeDecodeError) as error:
-        raise TableError(f"{path}: cannot be read as a table ({error})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise TableError(f"{path}: cannot be read as a table ({getattr(error, 'strerror', None) or error})") from None
     if not text:
         raise TableError(f"{path}: the file is empty; delete it and profile again")
     if not text.endswith("\n"):
@@ -290,8 +294,11 @@ def _read(path: Path) -> tuple[Header, list[AnyRow]]:
 
 
 def _object(line: str, where: str) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise TableError(f"{where}: {constant} where a number is expected; remove the line and measure again")
+
     try:
-        found = json.loads(line, parse_constant=lambda constant: f"the non-number {constant}")
+        found = json.loads(line, parse_constant=refuse)
     except json.JSONDecodeError as error:
         raise TableError(f"{where}: not JSON ({error.msg}); remove the line or restore the file") from None
     if not isinstance(found, dict):

@@ -1,6 +1,7 @@
 """The teacher: a trained network, its preprocessing, and the places where it is cut into blocks."""
 
 import importlib.util
+import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -165,7 +166,8 @@ def read_weights(path: Path) -> "dict[str, torch.Tensor]":
     except FileNotFoundError:
         raise TeacherError(f"{path}: no such file; expected trained weights (.safetensors or .pth)") from None
     except Exception as error:  # a zip, pickle or header error, by format
-        reason = str(error).strip().splitlines()[0][:120]
+        pickled = isinstance(error, pickle.UnpicklingError)  # torch's own words are advice on how to run its code
+        reason = "a pickle of more than tensors" if pickled else str(error).strip().splitlines()[0][:120]
         raise TeacherError(
             f"{path}: not weights that can be read safely ({reason}); expected .safetensors or a state dict"
         ) from error

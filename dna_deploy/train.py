@@ -1,34 +1,31 @@
 """Train a whole network on labels, and under a teacher where there is one: the teacher's fine-tuning, the student's finish."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from timm.data import Mixup
+from timm.layers import DropPath
+from timm.models._efficientnet_builder import efficientnet_init_weights
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn import functional
 
+from dna_deploy.arch import Architecture
 from dna_deploy.checkpoint import load_checkpoint, save_checkpoint
+from dna_deploy.crops import Crops, crops
 from dna_deploy.data import Augmentation, Images, Preprocessing, epoch_batches, parts_of, sent
-from dna_deploy.distill import Watch, noise_to_signal, set_rate
-from dna_deploy.machine import CPU, Machine
+from dna_deploy.distill import Watch, noise_to_signal
+from dna_deploy.errors import RequestError
+from dna_deploy.machine import CPU, Machine, one_update_a_step
 from dna_deploy.progress import bar
+from dna_deploy.recipe import Training
 from dna_deploy.teacher import Teacher
-
-
-@dataclass(frozen=True)
-class Training:
-    """How a whole network is trained. `accumulate`: each batch in so many parts, as in block-wise distillation."""
-
-    epochs: int = 8
-    batch: int = 16
-    accumulate: int = 1
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.02
-    teacher_share: float = 0.7  # of the loss on the logits that comes from the teacher's, the rest from the labels
-    temperature: float = 2.0
-    feature_share: float = 0.5  # weight of the noise-to-signal ratio of the features, averaged over the cuts
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,37 +66,118 @@ def train(
     """Train in place; continues from `checkpoint`, written after every epoch, and leaves the weights in eval mode."""
     trained = nn.ModuleDict({"network": network, "adapters": guide.adapters if guide else nn.ModuleList()})
     trained.to(memory_format=torch.channels_last)
-    weights = trained.parameters()
-    optimizer = torch.optim.AdamW(weights, how.learning_rate, weight_decay=how.weight_decay, fused=machine.fused)
-    first = load_checkpoint(checkpoint, trained, optimizer)
+    drop_connect(network, how.drop_connect)
+    batch = min(how.batch, len(images))
+    machine.require_shares(batch, how.accumulate)
+    if how.mixup and batch % (2 * how.accumulate * machine.world):
+        parts = how.accumulate * machine.world
+        raise RequestError(f"mixup pairs images: a batch of {batch} in {parts} parts leaves some over; make it divide evenly")
     steps = len(epoch_batches(len(images), how.batch, how.seed, 0))
-    with bar(text, how.epochs * steps) as advance:
+    optimizer, schedule = _optimizer(trained, how, steps)
+    ema = ModelEmaV3(network, how.ema, use_warmup=True) if how.ema else None
+    mixup = Mixup(how.mixup, label_smoothing=how.label_smoothing, num_classes=len(images.source.classes)) if how.mixup else None
+    kept = nn.ModuleDict({**trained, "ema": ema.module}) if ema else trained
+    first = load_checkpoint(checkpoint, kept, optimizer, how)
+    machine.begin(kept)
+    with bar(text, how.epochs * steps) as advance, one_update_a_step(network, how.accumulate):
         advance(first * steps)
         for epoch in range(first, how.epochs):
             network.train()
-            watch = Watch(f"{text} diverged in epoch {epoch + 1}")
-            for number, places in enumerate(epoch_batches(len(images), how.batch, how.seed, epoch)):
-                at = epoch * steps + number
-                set_rate(optimizer, how.learning_rate, at / (how.epochs * steps))
+            watch = Watch(f"{text} diverged in epoch {epoch + 1}", machine)
+            batches = epoch_batches(len(images), how.batch, how.seed, epoch)
+            pixels = _varied(images, how, epoch, batches, machine)
+            for at, places in enumerate(batches, epoch * steps):
+                schedule.step_update(at)
                 optimizer.zero_grad(set_to_none=True)
-                for begin, some in parts_of(places, how.accumulate):
-                    augmentation = Augmentation(how.seed * 1_000_003 + at, len(places), begin)
-                    x = preprocessing(augmentation(sent(images.batch(some), machine.device)))
+                for begin, some in machine.own(parts_of(places, how.accumulate * machine.world)):
+                    x = preprocessing(next(pixels))
                     labels = sent(images.labels[some], machine.device)
+                    _seed(how.seed, at * len(places) + begin)
+                    if mixup:
+                        x, labels = mixup(x, labels)
                     with machine.autocast():
                         loss = _loss(network, x, labels, how, guide) * (len(some) / len(places))
                     loss.backward()  # type: ignore[no-untyped-call]
                     watch.add([loss.detach()])
+                machine.gather(trained.parameters())
                 optimizer.step()
+                if ema:
+                    ema.update(network, at + 1)
                 advance(1)
             watch.require_finite()
-            save_checkpoint(checkpoint, trained, optimizer, epoch + 1)
+            machine.average(kept)
+            if machine.first:
+                save_checkpoint(checkpoint, kept, optimizer, epoch + 1, how)
+    if ema:
+        network.load_state_dict(ema.module.state_dict())
     network.eval()
+
+
+def fresh(arch: Architecture, padding: str, seed: int) -> nn.Sequential:
+    """The network with random weights, drawn as timm does for EfficientNets."""
+    torch.manual_seed(seed)
+    network = arch.module(padding)
+    efficientnet_init_weights(network)
+    return network
+
+
+def drop_connect(network: nn.Module, rate: float) -> None:
+    """Let timm's residual branches be left out at random while training: the last one at `rate`, those before it less."""
+    branches = [module for module in network.modules() if hasattr(module, "drop_path")]
+    for at, module in enumerate(branches if rate else [], 1):
+        module.drop_path = DropPath(rate * at / len(branches))
+
+
+def _optimizer(trained: nn.Module, how: Training, steps: int) -> tuple[torch.optim.Optimizer, Scheduler]:
+    """timm's, by their names; `steps` of an epoch."""
+    peak = how.learning_rate
+    try:
+        optimizer = create_optimizer_v2(
+            trained, how.optimizer, peak, weight_decay=how.weight_decay, momentum=how.momentum, eps=how.epsilon
+        )
+        schedule, _ = create_scheduler_v2(
+            optimizer,
+            how.schedule,
+            how.epochs,
+            decay_epochs=how.decay_epochs,
+            decay_rate=how.decay_rate,
+            min_lr=peak / 100,
+            warmup_lr=peak / 50,
+            warmup_epochs=how.warmup * how.epochs,  # type: ignore[arg-type]
+            step_on_epochs=False,
+            updates_per_epoch=steps,
+        )
+    except (ValueError, TypeError, AssertionError) as error:
+        raise RequestError(f'optimizer = "{how.optimizer}", schedule = "{how.schedule}": refused by timm ({error})') from error
+    if schedule is None:
+        raise RequestError(f'schedule = "{how.schedule}": timm has none of that name; expected cosine, step, ...')
+    return optimizer, schedule
+
+
+def _varied(
+    images: Images, how: Training, epoch: int, batches: Sequence[Sequence[int]], machine: Machine
+) -> Iterator[torch.Tensor]:
+    """The augmented pixels of every part of every batch of an epoch, on the device."""
+    count = how.accumulate * machine.world
+    if how.augmentation != "shift":
+        varied = Crops(images, how.augmentation, how.color_jitter)
+        parts = [some for places in batches for _, some in machine.own(parts_of(places, count))]
+        yield from crops(varied, parts, how.seed * 1_000_003 + epoch, machine.device)
+        return
+    for at, places in enumerate(batches, epoch * len(batches)):
+        for begin, some in machine.own(parts_of(places, count)):
+            yield Augmentation(how.seed * 1_000_003 + at, len(places), begin)(sent(images.batch(some), machine.device))
+
+
+def _seed(seed: int, at: int) -> None:
+    """Draw what is left out and mixed alike however often the training was interrupted."""
+    torch.manual_seed(seed * 1_000_003 + at)
+    np.random.seed((seed * 1_000_003 + at) % 2**32)
 
 
 def _loss(network: nn.Module, x: torch.Tensor, labels: torch.Tensor, how: Training, guide: Guide | None) -> torch.Tensor:
     if guide is None:
-        return functional.cross_entropy(network(x), labels, label_smoothing=0.1)
+        return functional.cross_entropy(network(x), labels, label_smoothing=0.0 if how.mixup else how.label_smoothing)
     assert isinstance(network, nn.Sequential)
     return guide.loss(network, x, labels, how)
 

@@ -166,7 +166,8 @@ def compare(before: Step, reference: Array, step: Step, inputs: Inputs, largest_
     edges = edge_inputs(inputs.at(range(min(FEW, inputs.count))))
     asked = Inputs("edge inputs", len(edges), lambda places: edges[list(places)], None)
     right, found = (outputs(part, asked, largest_batch) for part in (before, step))
-    comparisons.append(judge(right, found, None, largest_batch, limits, float(reference.std())))
+    spread = max(float(reference.std()), float(right.std()))  # rounding grows with the values, which here may be far larger
+    comparisons.append(judge(right, found, None, largest_batch, limits, spread))
     for batch in SMALL_BATCHES:
         some = outputs(step, inputs, batch, FEW)
         comparisons.append(judge(reference[: len(some)], some, None, batch, limits))  # too few to judge the accuracy by
@@ -184,7 +185,8 @@ def judge(
 ) -> Comparison:
     """The figures of two sets of logits (N, classes); anything not finite is a failure.
 
-    `spread` is given for edge inputs: that of the real images' logits, and the sign that classes are not to be judged.
+    `spread` is given for edge inputs, that of the real images' logits or their own, the larger: and is the sign that classes
+    are not to be judged.
     """
     count, about = len(reference), "images" if spread is None else "edge inputs"
     scale = max(float(reference.std()) if spread is None else spread, 1e-30)
@@ -277,12 +279,11 @@ def _cosine(before: Array, after: Array) -> Array:
 
 
 def failures(link: Link) -> list[str]:
-    """One line for each thing that failed, with the figures and the limits."""
+    """One line for each thing that failed, with the figures and the limits; of several batch sizes the first is told in full."""
     limits = link.limits
     lines = []
-    for found in link.comparisons:
-        if found.ok:
-            continue
+    failed = [found for found in link.comparisons if not found.ok]
+    for found in failed[:1]:
         said = [f"largest difference {found.largest_difference:.2g} of the spread (limit {limits.largest_difference:.2g})"]
         if found.about == "images":
             said.append(f"top-1 agreement {found.top1_agreement:.2%} (limit {limits.top1_agreement:.2%})")
@@ -292,7 +293,8 @@ def failures(link: Link) -> list[str]:
             said.append(
                 f"accuracy {paired.accuracy_before:.2%} -> {paired.accuracy_after:.2%} (drop limit {limits.accuracy_drop:.1%})"
             )
-        lines.append(f"{found.about}, batch {found.batch}: {', '.join(said)}")
+        others = ", ".join(f"{other.about} at batch {other.batch}" for other in failed[1:])
+        lines.append(f"{found.about}, batch {found.batch}: {', '.join(said)}" + (f"; also {others}" if others else ""))
     if link.placement is not None and link.placement.elsewhere:
         lines.append(link.placement.text)
     if link.first_bad is not None:

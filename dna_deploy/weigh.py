@@ -16,6 +16,7 @@ from dna_deploy.files import read_json, write_json
 from dna_deploy.found import log_scores
 from dna_deploy.progress import say, show
 from dna_deploy.ratings import load_ratings, save_ratings
+from dna_deploy.recipe import Training
 from dna_deploy.run import Run
 from dna_deploy.search import inherit_and_train, prepare_teacher, splits
 from dna_deploy.space import SearchSpace
@@ -106,10 +107,11 @@ def _trained(run: Run, space: SearchSpace, networks: Sequence[Architecture], epo
     teacher = prepare_teacher(run, source, parts, space)
     held_out = Images(source, parts.held_out, run.asked.image_size)
     say(f"calibrating: training {len(networks)} networks for {epochs} epochs each")
+    how = Training(epochs=epochs, accumulate=run.asked.accumulate, seed=run.asked.seed)
     for arch in networks:
         partial = run.folder / "calibration-training.safetensors"
         partial.unlink(missing_ok=True)  # it may be of another network; a brief training is not worth resuming
-        network = inherit_and_train(run, source, parts, teacher, arch, epochs, partial)
+        network = inherit_and_train(run, source, parts, teacher, arch, how, partial)
         partial.unlink(missing_ok=True)
         yield arch, accuracy(logits_of(network, held_out, teacher.preprocessing), held_out.labels)
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._efficientnet_builder import efficientnet_init_weights
 from torch import nn
 
 from dna_deploy.arch import Architecture
@@ -52,6 +53,7 @@ class Published(nn.Sequential):
             raise RequestError(f"{name}: takes 3 channels and pools by avg; asked for {in_chans} and {global_pool}")
         for part, module in architecture(name).module().named_children():
             self.add_module(part, module)
+        efficientnet_init_weights(self)
         self.num_classes = 1000
         if num_classes != self.num_classes:
             self.reset_classifier(num_classes)

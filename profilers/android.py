@@ -7,7 +7,7 @@ from profilers._android.facts import Facts
 from profilers._android.remote import About, RemoteProfiler
 from profilers._android.session import Session, Settings
 from profilers.device import Device
-from profilers.errors import DeviceUnavailable
+from profilers.errors import DeviceUnavailable, UnknownDevice
 
 BASE = "/data/local/tmp/dna_deploy"  # where adb's shell may write and run programs, on every phone
 MODES = (None, "fixed")
@@ -19,7 +19,7 @@ class AndroidProfiler(RemoteProfiler):
 
     def connect(self, device: Device) -> Session:
         if device.mode not in MODES:
-            raise DeviceUnavailable(
+            raise UnknownDevice(
                 f"device {device.name}: mode {device.mode!r}; expected fixed (Android's fixed-performance mode) or none"
             )
         settings = Settings(BASE, self.limits, stay_on=True, fixed_clocks=device.mode == "fixed")

@@ -1,7 +1,7 @@
 """What can go wrong with a device; the commands answer each with one line and exit code 3.
 
 ProfilerError
-├── UnknownDevice      no device of that name (exit 2: the request is wrong)
+├── UnknownDevice      no such device, or a setting that none has (exit 2: the request is wrong)
 ├── DeviceUnavailable  the device or its runtime cannot be reached from here
 └── ModelRejected      the device's runtime refused a model, or ran it elsewhere than asked
     ├── ModelBroken       because it is no valid graph (exit 2: the request is wrong)

@@ -24,17 +24,14 @@ HELD_BYTES = 1_000_000_000  # of models whose sessions stay open; the sessions o
 
 class HostProfiler:
     def environment(self, device: Device) -> dict[str, str | int | float | None]:
-        onnxruntime = _onnxruntime()
-        if (device.provider, device.runtime, device.precision) != ("cpu", "onnxruntime", "fp32"):
-            asked = f"{device.runtime} {device.provider} {device.precision}"
-            raise DeviceUnavailable(f"device {device.name}: {asked} cannot be measured here; expected onnxruntime cpu fp32")
+        _require(device)
         return {
             "processor": _processor(),
             "processors": os.cpu_count() or 1,
             "cores": device.cores,
             "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
             "system": f"{platform.system()} {platform.machine()}",
-            "runtime": f"onnxruntime {onnxruntime.__version__}",
+            "runtime": f"onnxruntime {_onnxruntime().__version__}",
             "provider": "CPUExecutionProvider",
             "options": "sequential, inter_op 1, all graph optimizations, spinning off, IOBinding",
             "threads": device.threads,
@@ -107,7 +104,15 @@ def sample(run: Callable[[], object], plan: Plan) -> tuple[int, ...]:
     return tuple(samples)
 
 
+def _require(device: Device) -> None:
+    """Refuse what would be run on the CPU in fp32 all the same, and called something else."""
+    asked = (device.runtime, device.provider, device.precision)
+    if asked != ("onnxruntime", "cpu", "fp32"):
+        raise DeviceUnavailable(f"device {device.name}: {' '.join(asked)} cannot be measured here; expected onnxruntime cpu fp32")
+
+
 def _session(device: Device, model: Model) -> Any:
+    _require(device)
     onnxruntime = _onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = device.threads

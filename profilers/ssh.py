@@ -11,9 +11,9 @@ from profilers._android.link import Link
 from profilers._android.remote import About, RemoteProfiler
 from profilers._android.session import Session, Settings
 from profilers.device import Device
-from profilers.errors import DeviceUnavailable
+from profilers.errors import DeviceUnavailable, UnknownDevice
 
-# No question is ever asked in the middle of a run; one connection serves every command where ssh can share it.
+# No question is ever asked in the middle of a run, and a dead connection is noticed within a minute.
 OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=3")
 _ADDRESS = re.compile(r"^[\w.@:%][\w.@:%-]*$")  # never begins with "-": ssh would take it for an option
 
@@ -40,7 +40,7 @@ class SshProfiler(RemoteProfiler):
 
     def connect(self, device: Device) -> Session:
         if not device.address or not _ADDRESS.match(device.address):
-            raise DeviceUnavailable(f"device {device.name}: no address to reach it; give --address USER@HOST")
+            raise UnknownDevice(f"device {device.name}: no address to reach it; give --address USER@HOST")
         link = Ssh(device.address, self.patience_s)
         link.wait()
         home = link.ask('echo "$HOME"').strip()

@@ -15,7 +15,8 @@ import torch
 from onnx import numpy_helper
 
 from dna_deploy.arch import sample
-from dna_deploy.bundle import Manifest, check, measured_ms, opened, prefix_graph, write_bundle, write_zip
+from dna_deploy.bundle import Manifest, prefix_graph, write_bundle, write_zip
+from dna_deploy.contents import check, measured_ms, opened
 from dna_deploy.errors import CheckFailed, DnaError, RequestError
 from dna_deploy.exporters._exporter import Contract, Options
 from dna_deploy.files import read_json, sha256, write_json
@@ -41,7 +42,7 @@ def made(tmp_path_factory):
     save_logits(folder / "model.onnx.logits.npz", labels, {"torch": logits, "onnx": logits})
     write_json(folder / "model.onnx.verification.json", {})
     licences = {"teacher": "Apache-2.0", "data": "CC BY 4.0"}
-    write_bundle(folder, "tiny", CONTRACT, model, exporter, "fp32", x, {"run": "runs/try"}, licences)
+    write_bundle(folder, "tiny", CONTRACT, model, exporter, Options(), x, {"run": "runs/try"}, licences)
     return folder
 
 
@@ -205,7 +206,7 @@ def test_labels_must_fit_when_it_is_written(made, tmp_path):
     few = Contract(32, (0.5,) * 3, (0.5,) * 3, ("a", "b"))
     images = np.zeros((2, 3, 32, 32), np.float32)
     with pytest.raises(RequestError, match="10 classes, 2 labels"):
-        write_bundle(tmp_path, "x", few, Path(model), find("exporters", "onnx"), "fp32", images, {}, {})
+        write_bundle(tmp_path, "x", few, Path(model), find("exporters", "onnx"), Options(), images, {}, {})
 
 
 def test_a_graph_with_preprocessing_inside_takes_photographs(made):

@@ -167,6 +167,8 @@ def test_an_own_model_is_measured_beside_its_prediction(place):
     judged, said = dna("profile", "--model", model, "--space", TINY, "--image-size", "32", cwd=folder)
     assert judged["predicted_ms"] == pytest.approx(found["predicted_ms"]) and judged["measured_ms"] > 0
     assert judged["low_ms"] < judged["predicted_ms"] < judged["high_ms"] and "ops from the table" in said
+    _, said = dna("profile", "--model", model, "--space", TINY, "--image-size", "224", cwd=folder)
+    assert "one image of 32 px" in said  # the file's own size, whatever is asked for
     _, said = dna("profile", "--model", "nowhere.onnx", cwd=folder, expect=2)
     assert "no such file" in said
     other, said = dna("profile", "--model", model, "--device", "pixel1", "--image-size", "32", cwd=folder)
@@ -243,6 +245,7 @@ def test_an_export_that_is_not_the_network_is_exit_1(place):
         ("search", ["--latency", "80ms", "--latency", "cpu=5ms", *SEARCH], 2, "name the device of each"),
         ("search", ["--latency", "cpu=80ms", "--latency", "cpu=5ms", *SEARCH], 2, "cpu is given twice"),
         ("search", ["--latency", "80ms", "--confidence", "1.5", *SEARCH], 2, "0.5<=x<1"),
+        ("search", ["--latency", "80ms", "--confidence", "0.9", "--extrapolate", *SEARCH], 2, "nothing bounds a guess"),
         ("search", ["--latency", "80ms", "--imagesize", "3"], 2, "No such option"),
         ("search", ["--latency", "80ms", *SEARCH, "--pin", "b1=d1", "--pin", "b1=d2"], 2, "leave no candidate of b1"),
         ("search", ["--latency", "80ms", *SEARCH, "--ban", "k9*"], 2, "nothing there is called 'k9*'"),
@@ -258,6 +261,7 @@ def test_an_export_that_is_not_the_network_is_exit_1(place):
         ("profile", ["--device", "toaster"], 2, "no device we can measure"),
         ("profile", ["--space", "nope"], 2, "none of the spaces"),
         ("profile", ["--budget", "2"], 2, "90s or 2min"),
+        ("profile", ["--table", ".", "--space", TINY, "--image-size", "32"], 2, "a folder; give --table a file"),
         ("profile", ["--threads", "2", "--space", TINY, "--image-size", "32"], 2, "measured with threads = 1, now it is 2"),
         ("export", ["--format", "nope"], 2, "none of the exporters"),
         ("export", ["--run", "nope"], 2, "there are: "),

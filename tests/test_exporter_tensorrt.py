@@ -22,6 +22,7 @@ from dna_deploy.files import read_json, write_json
 from dna_deploy.graph import onnx_of
 from dna_deploy.original import Original
 from dna_deploy.plugins import find
+from dna_deploy.precision import lower
 from dna_deploy.verify import Inputs, Verification
 from profilers import ModelUnsupported, UnknownDevice
 from profilers._tensorrt import package, probes
@@ -143,6 +144,16 @@ def test_a_precision_the_graph_does_not_have_is_a_failed_export(made, tmp_path):
 
 
 @needs_package
+def test_bf16_is_computed_in_bf16_by_every_layer(made, tmp_path):
+    lowered, _ = lower(onnx.load(made / "model.onnx"), "bf16", {})
+    onnx.save(lowered, tmp_path / "model-bf16.onnx")
+    write(tmp_path / "model-bf16.onnx", CONTRACT, tmp_path / "model.engine", replace(AHEAD, precision="bf16"))
+    nodes = onnx.load(made / "model.onnx").graph.node
+    weighted = sum(node.op_type in ("Conv", "Gemm") for node in nodes)
+    assert Manifest.of(tmp_path / "model.engine").computes_in == {"bf16": weighted}
+
+
+@needs_package
 def test_what_tensorrt_cannot_run_is_named_and_leaves_nothing(made, tmp_path):
     model = onnx.load(made / "model.onnx")
     node = next(node for node in model.graph.node if node.op_type == "Clip")
@@ -186,4 +197,5 @@ def test_an_export_that_was_not_run_is_never_called_verified(tmp_path):
     assert done.path == tmp_path / "model.engine" and done.path.is_file()
     assert found == done.verification and found.sha256 == digest(done.path)
     assert not found.verified and "cannot run here" in found.not_run and found.latency is None
-    assert [(link.step, link.against) for link in found.links] == [("onnx", "torch")] and found.ok
+    assert [(link.step, link.against) for link in found.links] == [("onnx", "torch"), ("simplified", "onnx")]
+    assert found.ok

@@ -52,6 +52,15 @@ def test_a_broken_model_is_named():
         list(HOST.visits(CPU, [Model("broken one", b"not a model")], Plan()))
 
 
+def test_a_provider_that_is_not_here_is_refused_rather_than_replaced_by_the_cpu():
+    op = Conv(5, 3, 4, kernel=1)
+    models = [Model(op.key, onnx_of([op]))]
+    for device in (Device("cuda", "host", provider="cuda"), Device("half", "host", precision="fp16")):
+        for asked in (lambda d: list(HOST.visits(d, models, Plan())), lambda d: HOST.run(d, models[0], {}), HOST.environment):
+            with pytest.raises(DeviceUnavailable, match=f"device {device.name}: onnxruntime .* expected onnxruntime cpu fp32"):
+                asked(device)
+
+
 def test_environment_says_what_decides_the_numbers():
     found = HOST.environment(CPU)
     assert "load" in HOST.conditions(CPU) and "load" not in found

@@ -6,7 +6,7 @@ import torch
 
 from dna_deploy import lessons as module
 from dna_deploy.data import Images, Preprocessing, open_source
-from dna_deploy.errors import RunError
+from dna_deploy.errors import RunError, TeacherError
 from dna_deploy.lessons import KeptLessons, Lessons
 from dna_deploy.teacher import Teacher, cut, untrained
 
@@ -52,6 +52,13 @@ def test_an_interrupted_pass_goes_on(teacher, images, tmp_path, monkeypatch):
     assert seen[-1] == [16, 17, 18, 19]  # only what was missing
     for a, b in zip(whole.batch(range(20))[1], again.batch(range(20))[1], strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e5])
+def test_features_that_float16_cannot_keep_are_refused(teacher, images, tmp_path, value):
+    teacher.model.get_submodule("blocks.1.1.bn3").bias.fill_(value)
+    with pytest.raises(TeacherError, match=r"behind blocks\.1\.1 are NaN, infinite or above 65504"):
+        KeptLessons(teacher, images, tmp_path / "features")
 
 
 def test_some_of_the_kept_features_serve_a_teacher_with_fewer_cuts(teacher, images, tmp_path):

@@ -10,9 +10,13 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from dna_deploy.exporters._exporter import Contract, Options
-from dna_deploy.locate import MARKS, Graph, Module, locate, onnxruntime_run
+from dna_deploy.locate import MARKS, locate
 from dna_deploy.plugins import find
-from dna_deploy.verify import Limits, judge
+from dna_deploy.quantize import quantize
+from dna_deploy.ranges import observe
+from dna_deploy.reference import Graph, Module
+from dna_deploy.subgraph import onnxruntime_run
+from dna_deploy.verify import Inputs, Limits, judge
 
 CONTRACT = Contract(16, (0.5,) * 3, (0.5,) * 3, ("a", "b", "c"))
 
@@ -188,3 +192,24 @@ def test_fp16_by_casts_is_clean_and_its_faults_are_named(clean):
 
     broken, truth = change(half, "7.two.0", tenth)
     assert locate(Graph(clean), broken, IMAGES, "fp16").found.tensor == truth
+
+
+def test_int8_is_clean_and_a_wrong_scale_or_zero_point_is_named(clean):
+    images = np.random.default_rng(1).standard_normal((32, 3, 16, 16), dtype=np.float32)
+    held_out = Inputs("32 images", 32, lambda places: images[list(places)], None)
+    int8 = quantize(clean, observe(clean, held_out), frozenset(), symmetric=False)
+    assert locate(Graph(clean), int8, IMAGES, "int8").found is None
+
+    def dequantized(model, weight):
+        layer = next(
+            node for node in model.graph.node if len(node.input) > 1 and node.input[1] == f"{weight}_DequantizeLinear_Output"
+        )
+        return next(node for node in model.graph.node if node.output[0] == layer.input[0])
+
+    for place, wrong in ((1, lambda scale: scale * np.float32(2)), (2, lambda zero: zero + np.uint8(16))):
+        broken = copy(int8)
+        node = dequantized(broken, "7.two.0.weight")
+        part = next(part for part in broken.graph.initializer if part.name == node.input[place])
+        broken.graph.initializer.append(numpy_helper.from_array(wrong(numpy_helper.to_array(part)), "wrong"))
+        node.input[place] = "wrong"
+        assert locate(Graph(clean), broken, IMAGES, "int8").found.tensor == node.output[0]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dna_deploy.errors import MachineError
-from dna_deploy.machine import CPU, this_machine
+from dna_deploy.machine import CPU, one_update_a_step, this_machine
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -29,3 +29,18 @@ def test_with_a_gpu_convolutions_are_bfloat16_and_losses_float32():
         loss = noise_to_signal(y, torch.rand_like(y))
     loss.backward()
     assert y.dtype == torch.bfloat16 and loss.dtype == torch.float32 and conv.weight.grad.dtype == torch.float32
+
+
+def test_running_statistics_move_once_a_step_however_many_parts():
+    """By hand: of parts with one mean, three updates come to what one of the whole batch does."""
+    whole, parts = torch.nn.BatchNorm2d(2), torch.nn.BatchNorm2d(2)
+    x = torch.randn(6, 2, 4, 4)
+    whole(x)
+    with one_update_a_step(parts, 3):
+        for _ in range(3):
+            parts(x)
+    torch.testing.assert_close(parts.running_mean, whole.running_mean)
+    torch.testing.assert_close(parts.running_mean, 0.1 * x.mean((0, 2, 3)))
+    assert parts.momentum == 0.1
+    with one_update_a_step(parts, 1):
+        assert parts.momentum == 0.1

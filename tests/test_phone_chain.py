@@ -1,22 +1,26 @@
 """The chain on the emulated phone: its ops are profiled, a network is measured whole, an exported file is run there."""
 
 import random
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from dna_deploy.arch import sample
+from dna_deploy.budget import Budget
 from dna_deploy.data import Images, Preprocessing, open_source
 from dna_deploy.exporters._exporter import Contract
 from dna_deploy.exporters.onnx import load
+from dna_deploy.found import pick
 from dna_deploy.graph import onnx_of
 from dna_deploy.measure import measure_whole
 from dna_deploy.on_device import run_on_device
 from dna_deploy.original import Original, inputs_of
+from dna_deploy.predictor import LatencyPredictor
 from dna_deploy.profile import profile
-from dna_deploy.run import Picked
-from dna_deploy.table import LatencyTable
+from dna_deploy.ratings import Rating
+from dna_deploy.run import Picked, Run
+from dna_deploy.table import LatencyTable, VisitRow, appending
 from dna_deploy.verify import LIMITS, Step
 from profilers import Device, DeviceUnavailable, Model, Plan, Stop, android, find_device
 from profilers._android import gate, runtime
@@ -27,26 +31,30 @@ pytestmark = pytest.mark.phone
 
 
 @pytest.fixture
-def pixel(
-    workdir: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[emulated.EmulatedPhone, Device, android.AndroidProfiler]]:
-    """A phone, the device as the user names it, and its profiler, which does not judge an emulator's times."""
-    if lacks := emulated.missing():
-        pytest.skip(f"no emulated phone: {lacks}")
+def pixel(phone: emulated.EmulatedPhone, monkeypatch: pytest.MonkeyPatch) -> tuple[Device, android.AndroidProfiler]:
+    """The phone as the user names it, and its profiler, which does not judge an emulator's times."""
     try:
         runtime.obtain("onnxruntime")
     except DeviceUnavailable as unavailable:
         pytest.skip(str(unavailable))
     profiler = android.AndroidProfiler(patience_s=30, limits=gate.Limits(drift=None, clock=0))
     monkeypatch.setattr(android, "PROFILER", profiler)
-    with emulated.adb_server(workdir / "adb") as environment, emulated.phone(workdir / "phone") as phone:
-        for name, value in {**environment, "ANDROID_SERIAL": phone.serial}.items():
-            monkeypatch.setenv(name, value)
-        yield phone, find_device("pixel", cores=f"{1 << emulated.usable_cores()[0]:x}"), profiler
+    monkeypatch.setenv("ANDROID_SERIAL", phone.serial)
+    return find_device("pixel", cores=f"{1 << emulated.usable_cores()[0]:x}"), profiler
 
 
-def test_the_chain_on_a_phone(pixel, tiny, workdir: Path) -> None:  # type: ignore[no-untyped-def]
-    phone, device, profiler = pixel
+def steady(table: LatencyTable, path: Path) -> LatencyTable:
+    """The table with its times made equal in ten rounds: no emulator's times are fit to predict by."""
+    with appending(path, table.header) as out:
+        out.add(table.sessions[0])
+        for number in range(10):
+            for key, visits in table.visits.items():
+                out.add(VisitRow(key, number, [min(visits[0].ns)]))
+    return LatencyTable.load(path)
+
+
+def test_the_chain_on_a_phone(phone, pixel, tiny, workdir: Path) -> None:  # type: ignore[no-untyped-def]
+    device, profiler = pixel
     opened: list[Session] = []
     connect = type(profiler).connect
 
@@ -66,13 +74,21 @@ def test_the_chain_on_a_phone(pixel, tiny, workdir: Path) -> None:  # type: igno
         assert done.table.header.environment["phone"] == "Pixel 6" and done.table.header.device["kind"] == "android"
         assert done.table.sessions[0].conditions["battery_percent"] == 87
 
-        # what dna-search does with the network it has found
-        arch = sample(tiny, random.Random(0))
-        content = onnx_of(arch.ops)
+        # what dna-search --measure-top does, after a training that found all candidates alike
+        ratings = {
+            block.name: [Rating(block.name, candidate.text, 1.0, 0.0) for candidate in block.candidates]
+            for block in tiny.blocks
+            if block.size > 1
+        }
         pushes = int(str(phone.request("counts")["sync"]))
-        whole = measure_whole(LatencyTable.load(path), [Model("found", content)], about_ms=1.0, seconds=0.1)
-        assert whole is not None and whole["found"].measurement.n >= 1 and whole["found"].speed > 0
-        assert int(str(phone.request("counts")["sync"])) == pushes + 1
+        known = LatencyPredictor(steady(done.table, workdir / "steady.jsonl"))
+        patch.setattr("dna_deploy.found.measure_whole", partial(measure_whole, seconds=0.1))
+        chosen = pick(Run(workdir / "run"), tiny, ratings, [Budget(known, 1e6)], measure_top=1)
+        tried = chosen.picked.tried
+        assert tried and all(ms is not None and ms > 0 for one in tried for ms in one.measured_ms)
+        assert int(str(phone.request("counts")["sync"])) == pushes + len(tried)
+        arch = chosen.architecture
+        content = onnx_of(arch.ops)
 
         # what dna-export --device pixel does
         file = workdir / "model.onnx"

@@ -100,6 +100,20 @@ def test_an_op_outside_what_was_measured_is_refused_not_guessed(mobile, tmp_path
         predictor.require(larger)
 
 
+def test_an_op_outside_what_was_measured_is_guessed_where_that_is_asked_for_and_marked(mobile, tmp_path):
+    """A quarter more pixels than were ever measured: near the truth, in no table, and without bounds."""
+    _table(tmp_path / "t.jsonl", {op.key: _true_ms(op) for op in mobile.ops})
+    larger = find("spaces", "mobile").at(128, 4)
+    predictor = open_predictor(tmp_path / "t.jsonl", larger.ops, extrapolate=True)
+    predictor.require(larger)
+    account = predictor.account(larger.ops)
+    assert not account.unknown and larger.ops[0] in account.extrapolated and set(account.extrapolated) <= set(account.predicted)
+    assert "guessed outside what was measured, such as conv(hw=128" in account.text
+    assert predictor.op_ms(larger.ops[0]) == pytest.approx(_true_ms(larger.ops[0]), rel=0.3)
+    found = predictor.network([larger.ops[0]])
+    assert (found.low_ms, found.high_ms) == (0.0, float("inf")) and found.ms == predictor.op_ms(larger.ops[0])
+
+
 def test_too_few_measured_ops_predict_nothing(mobile, tmp_path):
     _table(tmp_path / "t.jsonl", {op.key: _true_ms(op) for op in mobile.ops[:9]})
     assert len(open_predictor(tmp_path / "t.jsonl", mobile.ops).account(mobile.ops).unknown) == len(mobile.ops) - 9

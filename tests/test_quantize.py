@@ -90,10 +90,25 @@ def test_the_harmful_layer_goes_back_to_float_alone(tmp_path):
     assert (load(target)(IMAGES).argmax(1) == labels).mean() < 0.8
 
 
-def test_what_is_lost_is_net_of_what_is_gained():
+def test_weights_of_7_bits_are_tried_before_layers_go_back_to_float(tmp_path):
+    """What a processor without VNNI does: wherever weights use all of their 8 bits, products saturate."""
+    model, path, target = network(), tmp_path / "m.onnx", tmp_path / "q.onnx"
+    path.write_bytes(model.SerializeToString())
+    held_out = inputs(load(path)(IMAGES).argmax(1))
+
+    def saturating(file):
+        codes = [values for name, values in stored(onnx.load(file)).items() if name in ("w1_quantized", "w2_quantized")]
+        full = any(np.abs(values.astype(int)).max() > 64 for values in codes)
+        return (lambda images: np.zeros((len(images), 3), np.float32)) if full else load(file)
+
+    assert quantize_within(path, target, observe(model, held_out), held_out, 0.05, False, saturating) == ()
+    assert np.abs(stored(onnx.load(target))["w1_quantized"].astype(int)).max() == 64
+
+
+def test_what_is_gained_does_not_make_up_for_what_is_lost():
     before = np.array([[2.0, 1], [2, 1], [2, 1], [2, 1]])
     after = np.array([[2.0, 1], [1, 2], [1, 2], [1, 2]])
-    assert lost(before, after, Inputs("four", 4, IMAGES.__getitem__, np.array([0, 0, 0, 1]))) == pytest.approx(0.25)
+    assert lost(before, after, Inputs("four", 4, IMAGES.__getitem__, np.array([0, 0, 0, 1]))) == pytest.approx(0.5)
     assert lost(before, after, Inputs("four", 4, IMAGES.__getitem__, None)) == pytest.approx(0.75)
 
 

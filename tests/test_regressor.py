@@ -128,6 +128,22 @@ def test_gaps_in_a_source_are_filled_from_the_others():
     assert relative_error(predicted, devices[:, 2]).mean() < 0.03
 
 
+def test_the_noise_of_other_devices_is_not_taken_over():
+    features, costs, devices = space()
+    random = np.random.default_rng(5)
+    noisy = devices * np.exp(random.normal(0, 0.1, devices.shape))
+    truth = 2 * devices[:, 1]
+    rows = np.arange(20)
+    error = relative_error(fit(Items(features, noisy, costs), rows, truth[rows]).predict().mean_ms, truth).mean()
+    assert error < 0.5 * relative_error(noisy[:, 1], devices[:, 1]).mean()
+
+
+def test_far_outside_what_was_measured_it_is_still_a_number():
+    sizes = np.geomspace(1, 1e9, 60)
+    prediction = fit(Items(np.log(sizes)[:, None], None, sizes[:, None]), np.arange(10), 1e-3 * np.arange(1, 11)).predict(0.999)
+    assert prediction.extrapolated[-1] and np.isfinite(prediction.high_ms).all() and (prediction.low_ms > 0).all()
+
+
 def test_one_throttled_reading_does_not_bend_the_fit():
     features, costs, devices = space()
     items = Items(features, devices[:, :3], costs)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from profilers import Device, DeviceUnavailable, Plan
+from profilers import Device, DeviceUnavailable, Plan, UnknownDevice
 from profilers._android.gate import Limits
 from profilers.ssh import OPTIONS, Ssh, SshProfiler
 from tests.phone import models
@@ -51,7 +51,7 @@ def test_a_computer_is_measured(device: Device) -> None:
 
 @pytest.mark.parametrize("address", [None, "", "-oProxyCommand=evil", "a b", "host;true", "$(true)"])
 def test_an_address_is_no_option_and_no_command(address: str | None) -> None:
-    with pytest.raises(DeviceUnavailable, match="give --address USER@HOST"):
+    with pytest.raises(UnknownDevice, match="give --address USER@HOST"):
         SshProfiler().open(Device("board", "ssh", address=address))
 
 

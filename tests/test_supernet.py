@@ -11,7 +11,7 @@ from dna_deploy.arch import Architecture, sample
 from dna_deploy.checkpoint import load_checkpoint, save_checkpoint
 from dna_deploy.data import Images, Preprocessing, open_source, split
 from dna_deploy.distill import Distillation, distill, draw, noise_to_signal, step
-from dna_deploy.errors import MachineError, RunError, TeacherError
+from dna_deploy.errors import MachineError, RequestError, RunError, TeacherError
 from dna_deploy.lessons import Lessons
 from dna_deploy.plugins import find
 from dna_deploy.rate import frozen_statistics, outputs, rate, replace_one, scores
@@ -101,6 +101,11 @@ def test_fair_paths_use_every_op_of_a_layer_once(tiny):
         assert all(sorted(column) == [0, 1] for column in zip(*(path.choice for path in paths), strict=True))
 
 
+def test_a_batch_too_small_for_fair_paths_is_refused(tmp_path, supernet, teacher, images):
+    with pytest.raises(RequestError, match="a batch of 5 images in 3 parts: expected two images a part"):
+        distill(supernet, Lessons(teacher, images), Distillation(epochs=1, batch=5, fair=True), tmp_path / "supernet.safetensors")
+
+
 def test_fair_paths_divide_the_batch(tiny, teacher, supernet):
     """The gradient is the mean over the paths, each on its own share of the images."""
     torch.manual_seed(0)
@@ -138,8 +143,8 @@ def test_a_step_in_parts_has_the_mean_gradient_of_its_parts(tiny, teacher, image
     supernet = made()
     distill(supernet, Noting(teacher, few), how, tmp_path / "c.safetensors")
     assert [len(image) for image, _ in seen] == [6, 6]
-    alone, rng = made().train(), random.Random("0/0")
-    paths = [draw(part.piece.block, rng) for part in alone.pieces]
+    alone = made().train()
+    paths = [draw(part.piece.block, random.Random(f"0/{part.piece.block.name}/0")) for part in alone.pieces]
     total = 0.0
     for image, features in seen:
         for part, into, target, (path,) in zip(alone.pieces, [image, *features[:-1]], features, paths, strict=True):

@@ -89,7 +89,7 @@ def test_a_cut_last_line_is_named_and_repaired_by_the_next_writer(path):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ('{"key": "a", "latency_ms": NaN, "std_ms": null, "n": 1}', "latency_ms"),
+        ('{"key": "a", "latency_ms": NaN, "std_ms": null, "n": 1}', "NaN where a number is expected"),
         ('{"key": "a", "latency_ms": -1, "std_ms": null, "n": 1}', "expected a positive"),
         ('{"key": "a", "round": 0, "ns": [0]}', "zero or less"),
         ('{"key": "a", "round": 0, "ns": []}', "zero or less"),
@@ -97,7 +97,8 @@ def test_a_cut_last_line_is_named_and_repaired_by_the_next_writer(path):
         ('{"key": "a", "latency_ms": 1.0, "std_ms": null, "n": 1, "note": "x"}', "note"),
         ('{"key": "a", ', "not JSON"),
         ('["a"]', "expected an object"),
-        ('{"key": "a", "round": 0, "ns": [NaN]}', "ns"),
+        ('{"key": "a", "round": 0, "ns": [NaN]}', "NaN where a number is expected"),
+        ('{"key": "a", "latency_ms": 1e999, "std_ms": null, "n": 1}', "latency_ms"),
         ('{"key": "a", "round": 0, "ns": [-5]}', "zero or less"),
         ('{"key": "a", "predicted_ms": 1.0, "low_ms": 2.0, "high_ms": 3.0, "measured": 20, "sources": []}', "own interval"),
         ('{"key": "a", "predicted_ms": 1.0, "low_ms": 0.5, "high_ms": 3.0, "measured": 20}', "sources"),
@@ -122,8 +123,9 @@ def test_duplicates_another_schema_and_no_file_are_refused(path, tmp_path):
     path.write_text("")
     with pytest.raises(TableError, match="empty"):
         LatencyTable.load(path)
-    with pytest.raises(TableError, match="cannot be read"):
-        LatencyTable.load(tmp_path / "none.jsonl")
+    for what in (tmp_path / "none.jsonl", tmp_path):
+        with pytest.raises(TableError, match="cannot be read"):
+            LatencyTable.load(what)
 
 
 def test_two_tables_in_one_file_and_a_row_gathered_twice_are_refused(path):
@@ -163,6 +165,17 @@ def test_how_a_session_ended_is_kept(path):
 
 def test_two_writers_at_once_are_refused(path):
     with appending(path), pytest.raises(TableError, match="another dna-profile"), appending(path):
+        pass
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(TableError, match="a folder; give --table a file"), appending(tmp_path, HEADER):
+        pass
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(TableError, match=r"cannot be written \(.+\); give another --table"),
+        appending(tmp_path / "file" / "t.jsonl"),
+    ):
         pass
 
 

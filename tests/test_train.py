@@ -1,13 +1,20 @@
 """Whole-network training: it learns, it resumes to the same weights, statistics settle."""
 
+import dataclasses
+import random
+
 import pytest
+import timm
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from dna_deploy.arch import sample
 from dna_deploy.data import Images, Preprocessing, open_source, split
-from dna_deploy.errors import MachineError
+from dna_deploy.errors import MachineError, RequestError
+from dna_deploy.recipe import Training, recipe
 from dna_deploy.teacher import Place, Teacher
-from dna_deploy.train import Guide, Training, accuracy, logits_of, settle_statistics, train
+from dna_deploy.train import Guide, accuracy, drop_connect, fresh, logits_of, settle_statistics, train
 
 HALF = Preprocessing((0.5,) * 3, (0.5,) * 3)
 CUTS = (None, None, Place("2", 16, 8), None, None, Place("5", 32, 4), None)
@@ -89,6 +96,81 @@ def test_the_guides_loss_by_hand():
     extra = (0.25 / (feature.var((0, 2, 3), correction=0) + 1e-6)).mean()
     more = Guide(teacher, nn.ModuleList([doubled])).loss(same, x, labels, how)
     assert float(more - loss) == pytest.approx(how.feature_share * float(extra), rel=1e-3)
+
+
+def test_the_published_recipe_resumes_to_the_same_weights(parts, tiny, tmp_path):
+    """Crops, AutoAugment, mixup, dropped branches, RMSprop, its schedule and the average of weights: all of timm's, at once."""
+    images = Images(parts[0].source, parts[0].indices[:40], 32)
+    how = dataclasses.replace(recipe("scratch").at(8), epochs=4, warmup=0.25, augmentation="rand-m9-mstd0.5", mixup=0.2)
+    arch = sample(tiny, random.Random(0))
+    whole, stopped, left = fresh(arch, "", 0), fresh(arch, "", 0), [12]  # within the third epoch
+    train(whole, images, HALF, how, tmp_path / "whole.safetensors", "training")
+
+    def interrupt(*_):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+
+    stopped.register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, images, HALF, how, tmp_path / "parts.safetensors", "training")
+    resumed = fresh(arch, "", 1)
+    train(resumed, images, HALF, how, tmp_path / "parts.safetensors", "training")
+    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    other = fresh(arch, "", 0)
+    train(other, images, HALF, dataclasses.replace(how, seed=1), tmp_path / "parts.safetensors", "training")  # begun otherwise
+    assert not all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_the_learning_rate_of_the_published_recipe(parts, tmp_path):
+    """Up for a hundredth of the training, then times .963 every 3 epochs."""
+    few, seen = Images(parts[0].source, parts[0].indices[:16], 16), []
+    how = dataclasses.replace(recipe("scratch").at(8), epochs=20, warmup=0.1, learning_rate=0.001)
+    net = network()
+    hook = register_optimizer_step_pre_hook(lambda o, *_: seen.append(o.param_groups[0]["lr"]))
+    train(net, few, HALF, how, tmp_path / "c.safetensors", "training")
+    hook.remove()
+    assert len(seen) == 40 and seen[:4] == pytest.approx([0.00002 + 0.00098 * at / 4 for at in range(4)])
+    assert seen[4:] == pytest.approx([0.001 * 0.963 ** (at // 6) for at in range(4, 40)])
+
+
+def test_the_average_of_weights_is_what_is_kept(parts, tmp_path):
+    """By hand: timm's warm-up decay, 1 - (1 + t)^(-2/3) up to the given one, over the weights after each step."""
+    few, seen = Images(parts[0].source, parts[0].indices[:32], 16), []
+    net = network()
+    hook = net.register_forward_hook(lambda *_: seen.append(net[7].weight.detach().clone()) if net.training else None)
+    last = register_optimizer_step_post_hook(lambda *_: seen.append(net[7].weight.detach().clone()))
+    train(net, few, HALF, Training(epochs=2, batch=8, ema=0.5, learning_rate=0.01), tmp_path / "c.safetensors", "training")
+    hook.remove()
+    last.remove()
+    start, after = seen[0], seen[1::2]
+    average = start
+    for step, weight in enumerate(after, 1):
+        decay = 0.0 if step == 1 else min(1 - step ** (-2 / 3), 0.5)
+        average = decay * average + (1 - decay) * weight
+    torch.testing.assert_close(net[7].weight.detach(), average, rtol=1e-4, atol=1e-6)
+
+
+def test_later_branches_are_left_out_more_often():
+    model = timm.create_model("efficientnet_b0")
+    drop_connect(model, 0.2)
+    rates = [block.drop_path.drop_prob for stage in model.blocks for block in stage]
+    assert rates == pytest.approx([0.2 * at / 16 for at in range(1, 17)])
+
+
+@pytest.mark.parametrize(("field", "value"), [("optimizer", "nope"), ("schedule", "nope"), ("augmentation", "rnd-m9")])
+def test_what_timm_does_not_know_is_refused(parts, tmp_path, field, value):
+    with pytest.raises(RequestError, match=f'{field} = "{value}"') as caught:
+        train(network(), parts[0], HALF, dataclasses.replace(Training(), **{field: value}), tmp_path / "x.safetensors", "x")
+    assert "\n" not in str(caught.value)
+
+
+def test_mixup_pairs_the_images_of_each_part(parts, tmp_path):
+    how = Training(batch=18, accumulate=3, mixup=0.2, augmentation="crop", epochs=1)
+    train(network(), Images(parts[0].source, parts[0].indices[:18], 16), HALF, how, tmp_path / "x.safetensors", "x")
+    with pytest.raises(RequestError, match="a batch of 18 in 2 parts leaves some over"):
+        train(network(), parts[0], HALF, dataclasses.replace(how, accumulate=2), tmp_path / "y.safetensors", "y")
 
 
 def test_parts_of_a_batch_give_the_gradient_of_the_whole(parts, tmp_path):

@@ -1,11 +1,14 @@
 """What the regressor is told of ops, and which of them are worth measuring."""
 
 import numpy as np
+import pytest
 
 from dna_deploy.ops.classifier import Classifier
 from dna_deploy.ops.conv import Conv
 from dna_deploy.ops.mbconv import MBConv
 from dna_deploy.plugins import find
+from dna_deploy.predictor import known_ops
+from dna_deploy.table import LatencyTable, find_table
 from dna_deploy.transfer import describe, held_out, transfer, worth_measuring
 
 OPS = [
@@ -57,3 +60,23 @@ def test_the_error_of_predicted_ops_is_that_of_ops_left_out():
     noisy = held_out({op: (0.1 + 1e-8 * op.macs) * float(np.exp(rng.normal(0, 0.2))) for op in ops})
     assert exact < 0.05 < 0.1 < noisy < 0.4
     assert held_out(dict.fromkeys(ops[:10], 1.0)) is None
+
+
+@pytest.mark.parametrize("count", [10, 14, 20])
+def test_intervals_hold_on_real_phones_from_few_ops(count):
+    """Of 95 %: ops that others measured on three phones, each predicted from a few of them, drawn or chosen."""
+    held = []
+    for name in ("pixel1", "samsung_note10", "pixel6"):
+        known = {op: found.latency_ms for op, found in known_ops(LatencyTable.load(find_table(name))).items()}
+        rng = np.random.default_rng(count)
+        for _ in range(2):
+            ops = [list(known)[place] for place in rng.permutation(len(known))[:100]]
+            for rows in (range(count), worth_measuring(describe(ops), count, range(50))):
+                measured = {ops[row]: known[ops[row]] for row in rows}
+                guesses = transfer(measured, [op for op in ops if op not in measured])
+                held += [
+                    abs(np.log(known[op] / guess.ms)) <= 1.96 * guess.sd_ms / guess.ms
+                    for op, guess in guesses.items()
+                    if not guess.extrapolated
+                ]
+    assert len(held) > 300 and 0.93 <= np.mean(held) < 1

@@ -1,4 +1,4 @@
-"""dna-export --verify: is a bundle whole, does it still answer as it did, and is it good and fast enough?"""
+"""dna-export --verify and --rebuild: is a bundle whole, does it answer as it did, and is it what it says it was made from?"""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 
 def verified(path: Path, device: str | None, max_drop: float | None, max_ms: float | None) -> dict[str, Any]:
     """The checks in the order of what they cost; raises CheckFailed at the first that fails."""
-    from dna_deploy.bundle import check, measured_ms, opened, spoken
+    from dna_deploy.contents import check, measured_ms, opened, spoken
     from dna_deploy.errors import CheckFailed, MachineError, RequestError
     from dna_deploy.progress import say, show
 
@@ -51,3 +51,23 @@ def verified(path: Path, device: str | None, max_drop: float | None, max_ms: flo
             "accuracy_drop": accuracy.drop if accuracy else None,
             "measured_ms": ms,
         }
+
+
+def rebuilt(path: Path) -> dict[str, Any]:
+    """Make the ONNX files of a bundle again from what its manifest names; raises CheckFailed where one has other bytes."""
+    from dna_deploy.contents import opened
+    from dna_deploy.errors import CheckFailed
+    from dna_deploy.progress import say, show
+    from dna_deploy.rebuild import rebuild, surroundings
+
+    with opened(path) as contents:
+        others = surroundings(contents.manifest)
+        if others:
+            say(f"{path} was made elsewhere: {'; '.join(others)}")
+        files = list(rebuild(contents))
+        rows = [[part.file, part.shipped[:16], part.found[:16], "same" if part.same else "DIFFERS"] for part in files]
+        show("SHA-256", ["file", "shipped", "made again", ""], rows)
+        if changed := [part.file for part in files if not part.same]:
+            why = "it was made elsewhere" if others else "the network or the images it was made from have changed"
+            raise CheckFailed(f"{path}: {', '.join(changed)}: made again the bytes are others; {why}")
+        return {"bundle": str(path), "rebuilt": {part.file: part.found for part in files}, "made_elsewhere": others}

@@ -12,6 +12,7 @@ import click
 
 from dna_deploy import __version__
 from dna_deploy.errors import DnaError
+from dna_deploy.torchrun import RANK
 from profilers import ProfilerError
 
 _UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
@@ -119,14 +120,15 @@ def command(function: Callable[..., dict[str, Any]]) -> click.Command:
                 click.echo(json.dumps({"error": str(error), "exit_code": error.exit_code}))
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
-            click.echo("\ninterrupted; what was finished is kept, the same command goes on from there", err=True)
+            if RANK == 0:  # one line, of however many processes
+                click.echo("\ninterrupted; what was finished is kept, the same command goes on from there", err=True)
             sys.exit(130)
         except OSError as error:
             if error.errno != 28:  # ENOSPC, wherever it strikes
                 raise
             click.echo("error: the disk is full; free some space and run the same command again, it goes on", err=True)
             sys.exit(3)
-        if as_json:
+        if as_json and result:
             click.echo(json.dumps(result))
 
     described = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")(run)

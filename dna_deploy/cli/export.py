@@ -41,6 +41,9 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--max-latency", "max_ms", type=Latency(), help="Measured latency above it is exit code 1.")
 @click.option("--zip", "zipped", is_flag=True, help="Write the bundle as one file as well, beside its folder.")
 @click.option("--verify", type=click.Path(path_type=Path), help="Check a bundle (folder or .zip) instead of exporting.")
+@click.option(
+    "--rebuild", type=click.Path(path_type=Path), help="Make the ONNX files of a bundle again and compare them byte by byte."
+)
 @click.option("--device", help="Run the ONNX file there too, over the whole test set: cpu, pixel, or one of your devices.toml.")
 def main(
     format_: str,
@@ -61,6 +64,7 @@ def main(
     max_ms: float | None,
     zipped: bool,
     verify: Path | None,
+    rebuild: Path | None,
     device: str | None,
 ) -> dict[str, Any]:
     """Export the found network, or any model, step by step; run every step against the one before, and measure the result.
@@ -79,6 +83,10 @@ def main(
         from dna_deploy.cli._bundle import verified
 
         return verified(verify, device, max_drop, max_ms)
+    if rebuild is not None:
+        from dna_deploy.cli._bundle import rebuilt
+
+        return rebuilt(rebuild)
     if zipped and output is not None:
         raise RequestError("--zip: a bundle is a folder; leave out --output, which writes one file alone")
     exporter: Exporter = find("exporters", format_)  # refused before anything is loaded
@@ -168,20 +176,23 @@ def _show(original: "Original", options: "Options", path: Path, found: "Verifica
     from dna_deploy.progress import say, show
     from dna_deploy.run import Pick, Student
 
-    rows = [
-        [
-            f"{link.against} > {link.step}",
-            f"{part.images} {part.about}",
-            str(part.batch),
-            f"{part.top1_agreement:.2%}",
-            f"{part.largest_difference:.2g}",
-            _share(part.accuracy_before),
-            _share(part.accuracy_after),
-            "ok" if part.ok else "FAILED",
+    rows, earlier = [], "torch"
+    for link in (*found.links, *([found.on_device] if found.on_device else [])):
+        name = link.step if link.against == earlier else f"{link.against} > {link.step}"
+        earlier = link.step
+        rows += [
+            [
+                name,
+                f"{part.images} {part.about}",
+                str(part.batch),
+                f"{part.top1_agreement:.2%}",
+                f"{part.largest_difference:.2g}",
+                _share(part.accuracy_before),
+                _share(part.accuracy_after),
+                "ok" if part.ok else "FAILED",
+            ]
+            for part in link.comparisons
         ]
-        for link in (*found.links, *([found.on_device] if found.on_device else []))
-        for part in link.comparisons
-    ]
     columns = ["step", "on", "batch", "same top-1", "off by", "accuracy", "after", ""]
     show(str(path), columns, rows)
     latency = found.latency
@@ -194,9 +205,9 @@ def _show(original: "Original", options: "Options", path: Path, found: "Verifica
     if latency.predicted_ms is not None:
         chain = [["predicted from the table, fp32", f"{latency.predicted_ms:.3g} ms", ""]]
         here = original.picked is not None and original.picked.device == latency.device
-        before = read_json(Pick(original.folder.parent).student, Student).measured_ms if here else None
+        as_trained = read_json(Pick(original.folder.parent).student, Student).measured_ms if here else None
         precision = "" if options.precision == "fp32" else f", {options.precision}"
-        stages = {"before export": before, f"after export{precision}": latency.measured_ms}
+        stages = {"before export": as_trained, f"after export{precision}": latency.measured_ms}
         for stage, ms in stages.items():
             if ms is not None:
                 chain.append([f"measured {stage}", f"{ms:.3g} ms", f"{ms / latency.predicted_ms - 1:+.1%}"])

@@ -25,7 +25,7 @@ SHARE = click.FloatRange(min=0, max=1, min_open=True)
 @click.option("--threads", type=POSITIVE, help="Threads of the runtime; the device's own setting if left out.")
 @click.option("--cores", help="Cores to pin to: 0 or 0-3 here; prime, big, little or a hexadecimal mask on a phone.")
 @click.option("--address", help="Which device, where several are attached: a serial, a model such as 'Pixel 8', a host.")
-@click.option("--provider", help="ONNX Runtime's execution provider: cpu, or xnnpack on a phone.")
+@click.option("--provider", help="ONNX Runtime's execution provider: cpu; on a phone also xnnpack, or nnapi where it answers.")
 @click.option("--runtime", help="Runtime to use; on a phone also an onnxruntime-android AAR or .so file.")
 @click.option("--mode", help="fixed: an Android phone's clocks at a level it can hold, below its best.")
 @click.option("--table", type=click.Path(path_type=Path), help="Table file; latency_tables/DEVICE.jsonl if left out.")
@@ -41,6 +41,7 @@ SHARE = click.FloatRange(min=0, max=1, min_open=True)
 @click.option(
     "--confidence", type=click.FloatRange(0.5, 1, max_open=True), default=0.95, help="Of the prediction's bounds for --model."
 )
+@click.option("--extrapolate", is_flag=True, help="With --model: guess ops outside what was measured too, marked so.")
 @click.option("--list", "listing", is_flag=True, help="Show the devices and tables there are, and stop.")
 def main(
     device: str,
@@ -60,6 +61,7 @@ def main(
     again: bool,
     model: Path | None,
     confidence: float,
+    extrapolate: bool,
     listing: bool,
 ) -> dict[str, Any]:
     """Measure the latency of every op of a search space on a device, into a latency table.
@@ -86,7 +88,7 @@ def main(
             "runtime": runtime,
             "mode": mode,
         }
-        return _model(model, image_size, device, settings, table, budget, confidence)
+        return _model(model, image_size, device, settings, table, budget, confidence, extrapolate)
     target = find_device(device, threads=threads, cores=cores, address=address, provider=provider, runtime=runtime, mode=mode)
     laid_out = find("spaces", space).at(image_size, classes)
     path = table or OWN / f"{device}.jsonl"
@@ -127,7 +129,14 @@ def _figures(errors: Any) -> list[str]:
 
 
 def _model(
-    file: Path, image_size: int, name: str, settings: dict[str, Any], table: Path | None, budget: float, confidence: float
+    file: Path,
+    image_size: int,
+    name: str,
+    settings: dict[str, Any],
+    table: Path | None,
+    budget: float,
+    confidence: float,
+    extrapolate: bool,
 ) -> dict[str, Any]:
     """Measured against predicted for a user's own file."""
     from dna_deploy.measure import remark
@@ -138,18 +147,19 @@ def _model(
 
     path = table or tables().get(name)
     device = None if path else find_device(name, **settings)
-    found = judge(file, image_size, path, device, min(budget, 30.0), confidence)
+    found = judge(file, image_size, path, device, min(budget, 30.0), confidence, extrapolate)
     rows = []
     if (own := found.measured) is not None:
         rows.append(["measured", f"{own.latency_ms:.4g} ms", f"{own.low_ms:.4g} to {own.high_ms:.4g} ms"])
     else:
         rows.append(["measured", f"{name} is not at hand", ""])
     if (guess := found.predicted) is not None:
-        rows.append(["predicted", f"{guess.ms:.4g} ms", f"{guess.low_ms:.4g} to {guess.high_ms:.4g} ms"])
+        bounds = f"{guess.low_ms:.4g} to {guess.high_ms:.4g} ms" if math.isfinite(guess.high_ms) else "no interval known"
+        rows.append(["predicted", f"{guess.ms:.4g} ms", bounds])
     if own is not None and guess is not None:
         rows.append(["predicted is off by", f"{guess.ms / own.latency_ms - 1:+.1%}", ""])
     show(
-        f"{file} on {name}, one image of {image_size} px",
+        f"{file} on {name}, one image of {found.layers.image_size} px",
         ["", "latency", f"interval ({confidence:.0%} for the prediction)"],
         rows,
     )
@@ -157,7 +167,9 @@ def _model(
         say(f"not predicted: {found.uncovered}")
     elif found.account is not None:
         corrected = (
-            f"corrected by {found.networks} whole networks" if found.networks else "a plain sum of layers, never corrected"
+            f"corrected by {found.networks} whole networks"
+            if found.networks
+            else "a plain sum of layers, never corrected by whole networks: the interval is that of the sum"
         )
         say(f"{found.account.text}; {corrected}")
     if changed := remark(found.speed):
@@ -170,6 +182,7 @@ def _model(
         "low_ms": guess.low_ms if guess else None,
         "high_ms": guess.high_ms if guess and math.isfinite(guess.high_ms) else None,
         "ops": [op.key for op in found.layers.ops],
+        "extrapolated": [op.key for op in found.account.extrapolated] if found.account else [],
         "not_predicted": found.uncovered,
     }
 
@@ -192,22 +205,21 @@ def _list(space: str, image_size: int, classes: int) -> dict[str, Any]:
     devices = registry()
     rows = [[device.name, device.kind, "yes" if name in found else "not yet"] for name, device in devices.items()]
     show("Devices", ["name", "kind", "table"], rows)
-    rows, covered = [], {}
+    rows, covered, total = [], {}, len(laid_out.ops)
     for name, predictor in found.items():
         table, account = predictor.table, predictor.account(laid_out.ops)
-        total = len(laid_out.ops)
         covered[name] = {"measured": account.measured + len(account.bounded), "predicted": len(account.predicted), "of": total}
         guessed = f" + {len(account.predicted)} predicted" if account.predicted else ""
-        share = f"{covered[name]['measured']}{guessed} of {total}"
+        share = f"{covered[name]['measured']}{guessed}"
         errors = predictor.errors()
         op_error = predictor.op_error() if errors is None else None
-        known = "no networks measured" if op_error is None else f"{op_error:.1%} of an op, no networks measured"
+        known = "-" if op_error is None else f"{op_error:.1%} of an op"
         if errors is not None:
-            known = f"{errors[0].mape:.1%} of {errors[0].n} networks"
+            known = f"{errors[0].mape:.1%} of a network"
         age = "published" if table.published else _age(table.sessions[-1].session) if table.sessions else "empty"
         rows.append([name, str(len(table.measurements)), age, share, known])
-    columns = ["target", "rows", "measured", f"ops of {space} at {image_size} px", "held-out error"]
-    show("Latency tables", columns, rows)
+    columns = ["target", "rows", "measured", f"of {total} ops", "held-out error"]
+    show(f"Latency tables, and how much they know of {laid_out.name} at {image_size} px", columns, rows)
     for name, predictor in found.items():
         header = predictor.table.header
         say(f"{name}: {header.about}" + (f" ({header.source}; {header.licence})" if header.source else ""))

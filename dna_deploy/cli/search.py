@@ -1,12 +1,13 @@
 """dna-search: find the best network within a latency budget, and train it."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from dna_deploy.cli._command import POSITIVE, Amount, Bytes, DeviceLatency, command
+from dna_deploy.torchrun import RANK, WORLD
 
 if TYPE_CHECKING:
     from dna_deploy.arch import Architecture
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     default=0,
     help="Measure up to this many of the best candidates on the device, correct the prediction by them and pick again.",
 )
+@click.option("--extrapolate", is_flag=True, help="Guess ops outside what was measured on the device too, marked so.")
 @click.option("--macs", type=Amount(), help="Most multiply-adds, such as 300M.")
 @click.option("--params", type=Amount(), help="Most parameters, such as 5M.")
 @click.option("--file-size", type=Bytes(), help="Most bytes of the ONNX file, such as 10MB.")
@@ -59,7 +61,7 @@ if TYPE_CHECKING:
 @click.option("--teacher-epochs", type=POSITIVE, default=4, help="Fine-tuning of the teacher where its classes differ.")
 @click.option("--distill-epochs", type=POSITIVE, default=4, help="Block-wise training of all candidates.")
 @click.option("--distill-batch", type=POSITIVE, default=16, help="Its batch size; learning rates grow with its root.")
-@click.option("--batch", type=POSITIVE, help="Batch size of the trainings of whole networks; teacher 32, others 16 if left out.")
+@click.option("--fair", is_flag=True, help="Divide each of these batches among paths that use every op of a layer once.")
 @click.option("--accumulate", type=POSITIVE, default=1, help="Work each batch in so many parts, to need less memory.")
 @click.option("--amp/--no-amp", default=None, help="Forward passes in bfloat16; on a GPU that has it if left out.")
 @click.option("--keep-features", is_flag=True, help="Compute the teacher's features once, onto disk; no augmentation then.")
@@ -70,7 +72,17 @@ if TYPE_CHECKING:
 @click.option(
     "--replace-one", is_flag=True, help="Also rate every candidate inside the whole network found; about 3 x the rating."
 )
-@click.option("--epochs", type=POSITIVE, default=8, help="Training of the found network.")
+@click.option(
+    "--recipe",
+    "recipe_name",
+    default="finish",
+    help="How the found network is trained: finish, from its block weights; scratch, DNA's published recipe; or a .toml file.",
+)
+@click.option(
+    "--ray", "address", help="Train blocks as jobs on the Ray cluster at HOST:PORT; the run on storage all machines share."
+)
+@click.option("--epochs", type=POSITIVE, help="Of that training; the recipe's if left out.")
+@click.option("--batch", type=POSITIVE, help="Its batch size, with a learning rate to match; the recipe's if left out.")
 @click.option("--seed", default=0, help="Of everything random.")
 @click.option("--train/--no-train", "trained", default=True, help="Train the found network, or only pick it.")
 def main(
@@ -78,6 +90,7 @@ def main(
     device: str | None,
     confidence: float | None,
     measure_top: int,
+    extrapolate: bool,
     macs: float | None,
     params: float | None,
     file_size: float | None,
@@ -97,14 +110,17 @@ def main(
     teacher_epochs: int,
     distill_epochs: int,
     distill_batch: int,
-    batch: int | None,
     accumulate: int,
     amp: bool | None,
+    fair: bool,
     keep_features: bool,
     rating_images: int,
     calibrate: int | None,
     replace_one: bool,
-    epochs: int,
+    recipe_name: str,
+    address: str | None,
+    epochs: int | None,
+    batch: int | None,
     seed: int,
     trained: bool,
 ) -> dict[str, Any]:
@@ -116,10 +132,16 @@ def main(
     from dna_deploy.limits import Wanted
     from dna_deploy.measure import remark
     from dna_deploy.progress import say, show
+    from dna_deploy.recipe import recipe
     from dna_deploy.run import Asked, Student
-    from dna_deploy.search import finish, search
+    from dna_deploy.search import dismiss, finish, join, meet, search
     from dna_deploy.weigh import calibrate_run, replace_one_run
 
+    if RANK > 0:  # torchrun started it beside the first
+        join()
+        return {}
+    if WORLD > 1:
+        meet()
     asked = Asked(
         teacher=teacher,
         teacher_weights=str(teacher_weights) if teacher_weights else None,
@@ -133,14 +155,18 @@ def main(
         distill_batch=distill_batch,
         rating_images=rating_images,
         seed=seed,
+        fair=fair,
         keep_features=keep_features,
-        batch=batch,
         accumulate=accumulate,
         amp=amp,
     )
+    usual = recipe(recipe_name).at(batch)
+    how = replace(usual, epochs=epochs or usual.epochs, accumulate=max(accumulate, usual.accumulate), seed=seed)
     wanted = Wanted(macs, params, file_size, memory, pins, bans, top, diverse)
-    wishes = _wishes(latencies, device, confidence)
-    found = search(asked, name, wishes, measure_top, wanted)
+    wishes = _wishes(latencies, device, confidence, extrapolate)
+    if address:
+        from dna_deploy.cluster import rate_on
+    found = search(asked, name, wishes, measure_top, wanted, rate_on(address) if address else None)
     if calibrate:
         calibrate_run(found.pick.run, found.architecture.space, calibrate)
         found = search(asked, name, wishes, measure_top, wanted)  # picks again, now by the calibrated scores
@@ -161,8 +187,11 @@ def main(
         say(f"{number}. best: {other.text}")
     for budget in found.budgets:
         _account(budget.predictor, found.architecture)
+    extrapolated = {op.key: None for own in found.budgets for op in own.predictor.account(found.architecture.ops).extrapolated}
     rivals = _rivals(found, predictor)
-    student: Student | None = finish(found, predictor, epochs) if trained else None
+    student: Student | None = finish(found, predictor, how) if trained else None
+    if WORLD > 1:
+        dismiss()
     rows = [["budget", f"{budget_ms:g} ms"], ["predicted", f"{picked.predicted_ms:.3g} ms"]]
     if student is not None and student.measured_ms is not None:
         rows.append(["measured", f"{student.measured_ms:.3g} ms ({student.measured_ms / picked.predicted_ms - 1:+.1%})"])
@@ -185,6 +214,7 @@ def main(
         "confidence": confidence,
         "predicted_ms": picked.predicted_ms,
         "high_ms": picked.high_ms,
+        "extrapolated": list(extrapolated),
         "others": [asdict(other) for other in picked.others],
         "tried": [asdict(tried) for tried in picked.tried],
         "measured_ms": student.measured_ms if student else None,
@@ -217,7 +247,9 @@ def _table(device: str | None) -> Path:
     return find_table("pixel1")
 
 
-def _wishes(latencies: tuple[tuple[str | None, float], ...], device: str | None, confidence: float | None) -> "list[Wish]":
+def _wishes(
+    latencies: tuple[tuple[str | None, float], ...], device: str | None, confidence: float | None, extrapolate: bool
+) -> "list[Wish]":
     """One wish a device; a latency without a name is for --device, or for the device profiled last."""
     from dna_deploy.budget import Wish
     from dna_deploy.errors import RequestError
@@ -225,9 +257,11 @@ def _wishes(latencies: tuple[tuple[str | None, float], ...], device: str | None,
 
     if len(latencies) > 1 and any(name is None for name, _ in latencies):
         raise RequestError("several --latency: name the device of each, such as --latency pixel1=80ms --latency cpu=5ms")
+    if confidence and extrapolate:
+        raise RequestError("--confidence with --extrapolate: nothing bounds a guess; leave out one of them")
     if device is not None and any(name is not None for name, _ in latencies):
         raise RequestError("--device and a device in --latency: give only one of them")
-    wishes = [Wish(find_table(name) if name else _table(device), ms, confidence) for name, ms in latencies]
+    wishes = [Wish(find_table(name) if name else _table(device), ms, confidence, extrapolate) for name, ms in latencies]
     twice = [wish.table.stem for wish in wishes if [other.table for other in wishes].count(wish.table) > 1]
     if twice:
         raise RequestError(f"--latency: {twice[0]} is given twice; give each device one budget")
@@ -260,8 +294,6 @@ def _tried(picked: "Picked") -> None:
 
 def _rivals(found: Any, predictor: Any) -> list[dict[str, Any]]:
     """Beside the score what the cost alone would have said, block by block."""
-    from dataclasses import asdict
-
     from dna_deploy.budget import block_costs
     from dna_deploy.found import block_scores
     from dna_deploy.progress import show
@@ -294,3 +326,7 @@ def _account(predictor: "LatencyPredictor", architecture: "Architecture") -> Non
         say(f"the table is published ({table.header.source}): a sum of isolated layers, no whole network was measured")
     for op in account.bounded:
         say(f"estimated, not measured: {op.key} is taken as the same layer with more classes")
+
+
+if __name__ == "__main__":  # torchrun -m
+    main()

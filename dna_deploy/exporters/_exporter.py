@@ -11,6 +11,7 @@ from profilers import Measurement
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
 
     Array = np.ndarray[Any, np.dtype[Any]]
     Run = Callable[[Array], Array]  # float32 images (N, 3, H, W), as the network takes them -> float32 logits (N, classes)
@@ -69,7 +70,8 @@ class Exporter:
     of an ONNX file of the precision asked for, which was verified. `load(path)` returns a function that runs the file.
     Inputs and outputs are float32 whatever the precision. A package that is missing is a MachineError with the pip line, and
     `load` raises CannotRun for a file that is whole but not for this machine. `check(options)` refuses early what `write`
-    would refuse late; `measure(path)` times one image by the ways it can be run, where no table's device runs the format.
+    would refuse late; `measure(path)` times one image by the ways it can be run, where no table's device runs the format;
+    `run_graph(model, inputs)` runs any ONNX graph, a part of one too, as the format's runtime would.
     """
 
     name: str
@@ -83,3 +85,4 @@ class Exporter:
     opset: int = OPSET  # of the ONNX it is made from, or is
     check: Callable[[Options], None] | None = None
     measure: Callable[[Path], Mapping[str, Measurement]] | None = None
+    run_graph: "Callable[[onnx.ModelProto, Mapping[str, Array]], dict[str, Array]] | None" = None

@@ -24,11 +24,15 @@ SCOPES = "pkg.torch.onnx.name_scopes"  # which module a node came from: the one 
 
 def write(network: "nn.Module", contract: Contract, path: Path, options: Options) -> None:
     """The network in fp32; other precisions are made from this file."""
+    _save(simplified(exported(network, contract, path, options), contract, path, options), path)
+
+
+def exported(network: "nn.Module", contract: Contract, path: Path, options: Options) -> "onnx.ModelProto":
+    """What torch captured, op by op: constants unfolded, BatchNorm a node of its own. `path` is for messages."""
     import copy
 
     import torch
 
-    opset = options.opset or OPSET
     require_small(network, str(path))
     network = copy.deepcopy(network).cpu().eval()
     example = torch.zeros(2, 3, contract.image_size, contract.image_size)
@@ -40,19 +44,43 @@ def write(network: "nn.Module", contract: Contract, path: Path, options: Options
             network,
             (example,),
             dynamo=True,
-            opset_version=opset,
+            opset_version=options.opset or OPSET,
             input_names=["input"],
             output_names=["output"],
             dynamic_shapes=({0: batch},),
             external_data=False,
             verbose=False,
+            optimize=False,
         )
     assert program is not None
     model = program.model_proto
     clean(model)
+    return model
+
+
+def simplified(model: "onnx.ModelProto", contract: Contract, path: Path, options: Options) -> "onnx.ModelProto":
+    """The same with constants folded and BatchNorm in the convolution before it, with the contract: what is handed over."""
+    import onnxscript.optimizer
+
+    model = onnxscript.optimizer.optimize(model)
+    clean(model)
     for key, value in contract.metadata.items():
         model.metadata_props.add(key=key, value=value)
-    check(model, path, opset)
+    check(model, path, options.opset or OPSET)
+    return model
+
+
+def write_exported(network: "nn.Module", contract: Contract, path: Path, options: Options) -> None:
+    _save(exported(network, contract, path, options), path)
+
+
+def write_simplified(source: Path, contract: Contract, path: Path, options: Options) -> None:
+    import onnx
+
+    _save(simplified(onnx.load(source), contract, path, options), path)
+
+
+def _save(model: "onnx.ModelProto", path: Path) -> None:
     write_atomic(path, lambda temporary: temporary.write_bytes(model.SerializeToString(deterministic=True)))
 
 
@@ -97,13 +125,15 @@ def _attribute(node: "onnx.NodeProto", name: str) -> int:
     return next((attribute.i for attribute in node.attribute if attribute.name == name), 0)
 
 
-def module_of(node: "onnx.NodeProto") -> str:
-    """The module of the network a node came from, such as `b1.0.conv_dw`; the node's own name where that is not known."""
+def scopes(node: "onnx.NodeProto") -> list[str]:
+    """The modules a node lies in, outermost first, and its own name last; as the exporter noted them."""
     for entry in node.metadata_props:
         if entry.key == SCOPES:
-            scopes: list[str] = ast.literal_eval(entry.value)
-            return scopes[-2] if len(scopes) > 1 and scopes[-2] else node.name
-    return node.name
+            try:
+                return [str(part) for part in ast.literal_eval(entry.value)]
+            except (ValueError, SyntaxError):
+                return []
+    return []
 
 
 def load(path: Path) -> "Run":

@@ -5,10 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dna_deploy.errors import MachineError, RequestError
-from dna_deploy.exporters._exporter import Contract, Exporter, Options
+from dna_deploy.exporters._exporter import PRECISIONS, Contract, Exporter, Options
 from dna_deploy.files import write_atomic
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import onnx
+
     from dna_deploy.exporters._exporter import Array, Run
 
 
@@ -28,12 +32,14 @@ def write(source: Path, contract: Contract, path: Path, options: Options) -> Non
             write_atomic(place, lambda temporary, content=content: temporary.write_bytes(content))  # type: ignore[misc]
 
 
+# the graph's own types: on some processors OpenVINO would otherwise compute fp32 in bf16
+SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+
+
 def load(path: Path) -> "Run":
     openvino = _openvino()
-    # the graph's own types: on some processors OpenVINO would otherwise compute fp32 in bf16
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     try:
-        compiled = openvino.Core().compile_model(path, "CPU", settings)
+        compiled = openvino.Core().compile_model(path, "CPU", SETTINGS)
     except RuntimeError as error:
         raise RequestError(f"{path}: OpenVINO cannot load it: {_reason(error)}") from error
 
@@ -42,6 +48,14 @@ def load(path: Path) -> "Run":
         return logits
 
     return run
+
+
+def run_graph(model: "onnx.ModelProto", inputs: "Mapping[str, Array]") -> "dict[str, Array]":
+    core = _openvino().Core()
+    compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", SETTINGS)
+    wanted = {name for port in compiled.inputs for name in port.get_names()}
+    found = compiled({name: value for name, value in inputs.items() if name in wanted})
+    return {value.name: found[value.name].copy() for value in model.graph.output}
 
 
 def _reason(error: RuntimeError) -> str:
@@ -59,4 +73,4 @@ def _openvino() -> Any:
     return openvino
 
 
-EXPORTER = Exporter("openvino", ".xml", ("fp32", "fp16", "bf16", "int8"), "onnx", write, load, beside=(".bin",))
+EXPORTER = Exporter("openvino", ".xml", PRECISIONS, "onnx", write, load, beside=(".bin",), run_graph=run_graph)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dna_deploy.errors import CannotRun, CheckFailed, MachineError, RequestError
+from dna_deploy.exporters._bf16 import typed_bf16
 from dna_deploy.exporters._exporter import PRECISIONS, Contract, Exporter, Options
 from dna_deploy.files import read_json, sha256, write_atomic, write_json
 from dna_deploy.progress import bar, say
@@ -93,7 +94,8 @@ def write(source: Path, contract: Contract, path: Path, options: Options) -> Non
             advance(share - done)
             done = share
 
-        built = build(content, str(source), batches, options.compute_capability, known, progress)
+        graph = _typed(content) if options.precision == "bf16" else content
+        built = build(graph, str(source), batches, options.compute_capability, known, progress)
     computes_in = precisions(built.layers)
     if computes_in and options.precision not in computes_in:
         raise CheckFailed(
@@ -131,6 +133,12 @@ def write(source: Path, contract: Contract, path: Path, options: Options) -> Non
     found = ", ".join(f"{count} in {precision}" for precision, count in computes_in.items()) or "the builder does not say"
     say(f"{path}: {len(built.engine) / 1e6:.1f} MB in {built.seconds:.1f} s, {manifest.portability}")
     say(f"convolutions and matrix products: {found}; {len(built.layers)} layers in {layers.name}")
+
+
+def _typed(content: bytes) -> bytes:
+    import onnx
+
+    return bytes(typed_bf16(onnx.load_from_string(content)).SerializeToString())
 
 
 def load(path: Path) -> "Run":

@@ -102,7 +102,7 @@ def programs(environment: Mapping[str, str] = os.environ) -> Iterator[str]:
 
 def connect(wanted: str | None, patience_s: float = 120, environment: Mapping[str, str] = os.environ) -> Adb:
     """The device of that serial or model; the only one where none is asked for. Refuses in one line that says it all."""
-    advice = "without a phone, search with a published table: dna-search --device pixel1 or pixel6"
+    advice = "without a phone, search with a published table: dna-search --device pixel1"
     program = next(programs(environment), None)
     if program is None:
         raise DeviceUnavailable(
@@ -143,4 +143,8 @@ def _call(command: Sequence[str]) -> str:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise DeviceUnavailable(f"{command[0]} does not work here ({error}); try: {command[0]} kill-server") from error
-    return done.stdout.decode("utf-8", "replace")
+    said, errors = (stream.decode("utf-8", "replace").strip() for stream in (done.stdout, done.stderr))
+    if done.returncode and not said:
+        reason = (errors or f"exit {done.returncode}").splitlines()[-1]
+        raise DeviceUnavailable(f"{command[0]} does not work here ({reason[:160]}); try: {command[0]} kill-server")
+    return said

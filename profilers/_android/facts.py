@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from profilers.errors import DeviceUnavailable
+from profilers.errors import DeviceUnavailable, UnknownDevice
 
 SKIN = 3  # Android's number for what the hand feels; it moves slowly and decides about throttling
 
@@ -38,7 +38,8 @@ class Cluster:
     governor: str = ""
 
     def __str__(self) -> str:
-        return f"{self.mask:x} ({self.mask.bit_count()} x {self.max_khz / 1e6:.2f} GHz)"
+        clock = f"{self.max_khz / 1e6:.2f} GHz" if self.max_khz else "unknown clock"
+        return f"{self.mask:x} ({self.mask.bit_count()} x {clock})"
 
 
 @dataclass(frozen=True)
@@ -82,15 +83,17 @@ class Facts:
         every = 0
         for cluster in self.clusters:
             every |= cluster.mask
-        if cores in names and self.clusters:
+        if cores in names:
+            if not self.clusters:
+                raise DeviceUnavailable(f"cores {cores}: the device does not tell its cores; give a hexadecimal mask")
             return self.clusters[names[cores]].mask
+        layout = ", ".join(map(str, self.clusters)) or "none readable"
         try:
             mask = int(cores, 16)
         except ValueError:
-            mask = 0
-        if not mask or mask & ~every:
-            layout = ", ".join(map(str, self.clusters)) or "none readable"
-            raise DeviceUnavailable(f"cores {cores!r}: expected prime, big, little or a hexadecimal mask out of {layout}")
+            raise UnknownDevice(f"cores {cores!r}: expected prime, big, little or a hexadecimal mask out of {layout}") from None
+        if not mask or (every and mask & ~every):
+            raise DeviceUnavailable(f"cores {cores!r}: there are no such cores; expected a hexadecimal mask out of {layout}")
         return mask
 
     def concerns(self) -> list[str]:

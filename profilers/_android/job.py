@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -63,17 +64,18 @@ class Job:
             if failed.code != 6:
                 raise DeviceUnavailable(f"{self.link.name}: the run could not be started: {failed}") from failed
             raise DeviceUnavailable(
-                f"{self.link.name}: another measurement is running there and would spoil this one; wait for its end, or end it "
-                f"on the device: {self.session.stopping}"
+                f"{self.link.name}: another measurement is running there and would spoil this one; wait for its end, or end it: "
+                f"{shlex.join(self.link.shell_command(self.session.stopping))}"
             ) from failed
 
     def _poll(self, offset: int, wait_s: float) -> "Poll":
         """What is new since the byte `offset`; waits on the device, which knows first when the run has ended."""
-        nap = f"sleep {max(0.1, wait_s / 20):.2g}"  # few enough to leave the cores alone
+        naps = min(20, math.ceil(wait_s / 0.25))  # few enough to leave the cores alone
+        nap = f"sleep {wait_s / max(1, naps):.2g}"
         text = self.link.ask(
-            f"n=0; while [ $n -lt {min(20, math.ceil(wait_s / 0.1))} ] && [ ! -f {self.folder}/exit ]; do {nap} || sleep 1; "
+            f"n=0; while [ $n -lt {naps} ] && [ ! -f {self.folder}/exit ]; do {nap} || sleep 1; "
             f'n=$((n+1)); done; echo "== holder"; {self.session.holder}; echo "== exit"; cat {self.folder}/exit 2>/dev/null; '
-            f'echo "== log"; tail -n 3 {self.folder}/log 2>/dev/null; echo; '
+            f'echo "== log"; [ -f {self.folder}/exit ] && tail -n 3 {self.folder}/log; echo; '
             f'echo "== thermal"; dumpsys thermalservice 2>/dev/null; echo; '
             f'echo "== results"; tail -c +{offset + 1} {self.results} 2>/dev/null | head -c {POLL_BYTES}',
             check=False,

@@ -28,8 +28,10 @@ class CommandFailed(Exception):
     """The device answered, and the command had failed."""
 
     def __init__(self, command: str, code: int, said: str) -> None:
-        super().__init__(f"{said.strip()[-300:] or 'no message'} (exit {code})")
-        self.command, self.code, self.said = command, code, said
+        lines = said.strip().splitlines() or ["no message"]
+        own = [line for line in lines if line.startswith("dnarun:")]  # the runtime, too, may have something to say
+        super().__init__(f"{(own or lines)[-1][:300]} (exit {code})")
+        self.command, self.code = command, code
 
 
 class Link(ABC):
@@ -132,7 +134,7 @@ class Link(ABC):
         if not found:
             raise LinkLost((errors or text.strip() or "no answer").splitlines()[-1][:160])
         if check and int(code) != 0:
-            raise CommandFailed(command, int(code), f"{body.strip()} {errors}")
+            raise CommandFailed(command, int(code), f"{body.strip()}\n{errors}")
         return body
 
     def _copy(self, command: Sequence[str], what: str) -> None:
@@ -142,7 +144,8 @@ class Link(ABC):
             hopeless = [line for line in said.splitlines() if _HOPELESS.search(line)]
             if hopeless:  # adb may print "1 file pushed" below it
                 raise DeviceUnavailable(f"{self.name}: {what}: {hopeless[0][:200]}; make room on the device and try again")
-            raise LinkLost(said.splitlines()[-1][:160] if said else "no answer")
+            lines = [line for line in said.splitlines() if "error" in line] or said.splitlines() or ["no answer"]
+            raise LinkLost(lines[-1][:160])
 
     def _start(self, command: Sequence[str], timeout_s: float) -> "subprocess.CompletedProcess[bytes]":
         self.calls += 1

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from profilers._android import build
-from profilers.errors import DeviceUnavailable
+from profilers.errors import DeviceUnavailable, UnknownDevice
 
 log = logging.getLogger(__name__)
 
@@ -31,16 +31,8 @@ PYPI_VERSION = "1.32.0"
 PYPI_LIBRARY_SHA256 = "49852228a93995158b2a813d4df487d47a1b76b0eaa894507ef49e91b6d7954a"
 # Debian keeps these for the cross compiler; the device's own may be of another C library, or none
 GLIBC_FOLDER = Path("/usr/aarch64-linux-gnu/lib")
-GLIBC_LIBRARIES = (
-    "ld-linux-aarch64.so.1",
-    "libc.so.6",
-    "libm.so.6",
-    "libdl.so.2",
-    "librt.so.1",
-    "libpthread.so.0",
-    "libstdc++.so.6",
-    "libgcc_s.so.1",
-)
+GLIBC_LOADER = "ld-linux-aarch64.so.1"
+GLIBC_LIBRARIES = ("libc.so.6", "libm.so.6", "libdl.so.2", "librt.so.1", "libpthread.so.0", "libstdc++.so.6", "libgcc_s.so.1")
 ELF_ARM64 = 183
 
 
@@ -95,7 +87,7 @@ def obtain(wanted: str) -> Runtime:
     if wanted == "onnxruntime-glibc":
         return glibc_bundle()
     if wanted != "onnxruntime":
-        raise DeviceUnavailable(f"runtime {wanted!r}: expected onnxruntime, onnxruntime-glibc, or a path to an .aar or .so")
+        raise UnknownDevice(f"runtime {wanted!r}: expected onnxruntime, onnxruntime-glibc, or a path to an .aar or .so")
     try:
         return _android(_from_npm(), f"npm {NPM_PACKAGE} {NPM_VERSION}")
     except DeviceUnavailable as unavailable:
@@ -123,7 +115,8 @@ def page_alignment(library: Path) -> int:
 def glibc_bundle() -> Runtime:
     """The PyPI wheel's library for arm64 Linux with a C library of its own: newer, without XNNPACK and NNAPI."""
     library = _from_wheel()
-    absent = [name for name in GLIBC_LIBRARIES if not (GLIBC_FOLDER / name).exists()]
+    own = [GLIBC_LOADER, *GLIBC_LIBRARIES]
+    absent = [name for name in own if not (GLIBC_FOLDER / name).exists()]
     if absent:
         raise DeviceUnavailable(f"no arm64 {absent[0]} in {GLIBC_FOLDER} (Debian: apt install gcc-aarch64-linux-gnu)")
     return Runtime(
@@ -132,9 +125,9 @@ def glibc_bundle() -> Runtime:
             "dnarun": build.linux_arm64_runner(),
             "run.sh": build.SOURCE / "run.sh",
             "libonnxruntime.so": library,
-            **{f"lib/{name}": GLIBC_FOLDER / name for name in GLIBC_LIBRARIES},
+            **{f"lib/{name}": GLIBC_FOLDER / name for name in own},
         },
-        loader=f"lib/{GLIBC_LIBRARIES[0]}",
+        loader=f"lib/{GLIBC_LOADER}",
     )
 
 
@@ -167,7 +160,7 @@ def _npm_package(folder: Path) -> Path:
     npm = shutil.which("npm")
     if npm:
         packed = subprocess.run(
-            [npm, "pack", "--silent", f"{NPM_PACKAGE}@{NPM_VERSION}"], cwd=folder, capture_output=True, text=True
+            [npm, "pack", "--loglevel=error", f"{NPM_PACKAGE}@{NPM_VERSION}"], cwd=folder, capture_output=True, text=True
         )
         if packed.returncode:
             reason = (packed.stderr.strip() or "no message").splitlines()[0]
@@ -202,24 +195,8 @@ def _from_wheel() -> Path:
     library = build.CACHE / "runtime" / f"onnxruntime-{PYPI_VERSION}-aarch64" / "libonnxruntime.so"
     if not library.exists():
         with tempfile.TemporaryDirectory() as folder:
-            pip = [
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                "--quiet",
-                "--no-deps",
-                "--only-binary=:all:",
-                "--dest",
-                folder,
-            ]
-            target = [
-                "--platform",
-                "manylinux_2_28_aarch64",
-                "--python-version",
-                "3.11",
-                f"onnxruntime=={PYPI_VERSION}",
-            ]
+            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", folder]
+            target = ["--platform", "manylinux_2_28_aarch64", "--python-version", "3.11", f"onnxruntime=={PYPI_VERSION}"]
             done = subprocess.run([*pip, *target], capture_output=True, text=True, stdin=subprocess.DEVNULL)
             wheels = list(Path(folder).glob("*.whl"))
             if done.returncode or not wheels:

@@ -142,6 +142,19 @@ class Session:
                 f"no number of it is used; try provider cpu or another runtime"
             )
         self.version = answer["runtime"]
+        self._prove_provider()
+
+    def _prove_provider(self) -> None:
+        """A provider that takes no node leaves all of them to the processor without a word, as NNAPI does without a driver."""
+        if self.device.provider == "cpu":
+            return
+        with self._scratch() as folder:
+            nodes = self._profile(f"{self.folder}/probe.onnx", folder, runs=1)
+        if all(node.provider == "CPUExecutionProvider" for node in nodes):
+            raise DeviceUnavailable(
+                f"{self.link.name}: provider {self.device.provider} does not answer there: it left every node of the test "
+                "network to the processor; use --provider cpu or xnnpack"
+            )
 
     # ---- computing ----
 
@@ -166,9 +179,13 @@ class Session:
         """How long each node of the model takes, in the order the runtime runs them."""
         with tempfile.TemporaryDirectory() as scratch, self._scratch() as folder:
             self._put(Path(scratch), with_batch(model, self.device.batch).SerializeToString(), f"{folder}/model.onnx")
-            which = ("--profile", f"{folder}/model.onnx", "--out", f"{folder}/times", "--warmup", "1", "--runs", str(runs))
             with self._answers_for(model):
-                said = self.link.ask(self.runner(*self.how, *which), timeout_s=600)
+                return self._profile(f"{folder}/model.onnx", folder, runs)
+
+    def _profile(self, model: str, folder: str, runs: int) -> list[NodeTime]:
+        which = ("--profile", model, "--out", f"{folder}/times", "--warmup", "1", "--runs", str(runs))
+        said = self.link.ask(self.runner(*self.how, *which), timeout_s=600)
+        with tempfile.TemporaryDirectory() as scratch:
             local = Path(scratch) / "times.json"
             self.link.fetch(said.strip().splitlines()[-1], local)
             return read_node_times(local.read_text(encoding="utf-8"), warmup=1)

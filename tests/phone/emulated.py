@@ -18,71 +18,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent.parent  # where the daemon finds its modules
+DAEMON = [sys.executable, "-m", "tests.phone.daemon"]
 DEBS = Path.home() / ".cache" / "dna-deploy" / "phone" / "debs"
 SHIM_FLAGS = "-O2 -ffreestanding -ffixed-x18 -mno-outline-atomics -nostdlib -shared -fPIC -fno-stack-protector"
-TOOLS = [
-    "base64",
-    "basename",
-    "cat",
-    "chmod",
-    "chown",
-    "cp",
-    "cut",
-    "date",
-    "dd",
-    "df",
-    "dirname",
-    "du",
-    "echo",
-    "env",
-    "expr",
-    "false",
-    "find",
-    "free",
-    "getconf",
-    "grep",
-    "gzip",
-    "head",
-    "id",
-    "kill",
-    "ln",
-    "ls",
-    "md5sum",
-    "mkdir",
-    "mount",
-    "mv",
-    "nohup",
-    "nproc",
-    "pgrep",
-    "pkill",
-    "printf",
-    "ps",
-    "pwd",
-    "readlink",
-    "realpath",
-    "rm",
-    "rmdir",
-    "sed",
-    "seq",
-    "setsid",
-    "sha256sum",
-    "sleep",
-    "sort",
-    "stat",
-    "tail",
-    "tar",
-    "taskset",
-    "tee",
-    "test",
-    "timeout",
-    "touch",
-    "tr",
-    "true",
-    "uname",
-    "uptime",
-    "wc",
-    "xargs",
-]
+TOOLS = """
+base64 basename cat chmod chown cp cut date dd df dirname du echo env expr false find free getconf grep gzip head id kill ln
+ls md5sum mkdir mount mv nohup nproc pgrep pkill printf ps pwd readlink realpath rm rmdir sed seq setsid sha256sum sleep sort
+stat tail tar taskset tee test timeout touch tr true uname uptime wc xargs
+"""
 PROPERTIES = {
     "ro.product.cpu.abi": "arm64-v8a",
     "ro.product.model": "Pixel 6",
@@ -189,7 +133,7 @@ def phone(folder: Path, keys: Path | None = None) -> Iterator[EmulatedPhone]:
     make_root(root)
     chroot = "env -i LC_ALL=C PATH=/product/bin:/system/bin HOME=/ TMPDIR=/data/local/tmp"
     shell = f"{chroot} {shutil.which('chroot')} {shlex.quote(str(root))} /system/bin/sh -c"
-    daemon: list[str] = [sys.executable, str(HERE / "daemon.py"), "--root", str(root), "--shell", shell]
+    daemon = [*DAEMON, "--root", str(root), "--shell", shell]
     daemon += ["--keys", str(keys)] if keys else []
     for name in ("ro.product.name=oriole", "ro.product.model=Pixel 6", "ro.product.device=oriole"):
         daemon += ["--property", name]
@@ -203,7 +147,7 @@ def phone(folder: Path, keys: Path | None = None) -> Iterator[EmulatedPhone]:
 def bystander(folder: Path) -> Iterator[EmulatedPhone]:
     """A second phone that only shows up in the list of devices."""
     folder.mkdir(parents=True, exist_ok=True)
-    daemon = [sys.executable, str(HERE / "daemon.py"), "--root", str(folder), "--property", "ro.product.model=Pixel 8"]
+    daemon = [*DAEMON, "--root", str(folder), "--property", "ro.product.model=Pixel 8"]
     with _started(daemon, folder) as ports:
         yield EmulatedPhone(folder, ports["port"], ports["control"])
 
@@ -211,7 +155,7 @@ def bystander(folder: Path) -> Iterator[EmulatedPhone]:
 @contextmanager
 def _started(command: Sequence[str], folder: Path) -> Iterator[dict[str, int]]:
     with (folder / "daemon.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, cwd=ROOT)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -257,7 +201,7 @@ def make_root(root: Path) -> None:
     )
     shutil.copy(shim, root / "system/lib64/libandroid.so")
     (root / "system/etc/ld-musl-aarch64.path").write_text("/system/lib64\n")
-    for tool in TOOLS:
+    for tool in TOOLS.split():
         (root / "system/bin" / tool).symlink_to("toybox")
     for script in (HERE / "bin").iterdir():
         shutil.copy(script, root / "system/bin")

@@ -1,0 +1,231 @@
+"""A bundle opened anywhere: checked before anything in it is used, then run again and measured."""
+
+import json
+import stat
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from dna_deploy.bundle import (
+    LOGITS,
+    PORTABLE,
+    SCHEMA,
+    VERIFICATION,
+    Array,
+    Manifest,
+    Run,
+    classes_of,
+    first_line,
+    proto,
+    run_onnx,
+)
+from dna_deploy.errors import CheckFailed, DnaError, MachineError, RequestError
+from dna_deploy.exporters._exporter import Exporter
+from dna_deploy.files import read_arrays, read_json, sha256
+from dna_deploy.plugins import find
+from dna_deploy.verify import Paired, load_logits, paired
+from profilers import Model, Plan, Stop, find_device, find_profiler, measure, summarize
+
+LARGEST_BYTES = 4 << 30  # of an unpacked zip
+
+
+@dataclass(frozen=True)
+class Golden:
+    """What a model answered to the golden images, now against then."""
+
+    file: str
+    largest_difference: float
+    tolerance: float
+    same_top1: bool
+
+    @property
+    def ok(self) -> bool:
+        return self.same_top1 and self.largest_difference <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Contents:
+    """An opened bundle, its files checked."""
+
+    folder: Path
+    manifest: Manifest
+    labels: list[str]
+
+    @property
+    def golden(self) -> dict[str, Array]:
+        return read_arrays(self.folder / "golden.npz")
+
+    @property
+    def accuracy(self) -> Paired | None:
+        """Of the network that was trained and of the newest model, from the logits kept; None without labels."""
+        labels, logits = load_logits(self.folder / f"{self.manifest.newest}{LOGITS}")
+        if labels is None or len(logits) < 2:
+            return None
+        first, *_, last = logits.values()
+        return paired(first.argmax(1) == labels, last.argmax(1) == labels)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Contents]:
+    """The bundle in a folder or a zip, every file checked against the manifest before anything in it is used."""
+    if path.is_dir():
+        yield _contents(path)
+    elif path.is_file():
+        with tempfile.TemporaryDirectory(prefix="bundle-") as folder:
+            _unpack(path, Path(folder))
+            try:
+                contents = _contents(Path(folder))
+            except DnaError as error:  # which names the folder it was unpacked to, and nobody knows that one
+                raise type(error)(str(error).replace(folder, str(path))) from error
+            yield contents
+    else:
+        raise RequestError(f"{path}: no such bundle; expected a folder or a .zip that dna-export wrote")
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            for entry in entries:
+                if not _inside(entry.filename) or stat.S_ISLNK(entry.external_attr >> 16):
+                    raise RequestError(f"{path}: {entry.filename!r} leads outside the bundle; it was not unpacked")
+            if sum(entry.file_size for entry in entries) > LARGEST_BYTES:
+                raise RequestError(
+                    f"{path}: more than {LARGEST_BYTES >> 30} GiB when unpacked; unpack it yourself and give the folder"
+                )
+            archive.extractall(folder)
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
+        raise RequestError(f"{path}: not a whole zip ({error}); was it cut off? copy it again") from error
+
+
+def _inside(name: str) -> bool:
+    """Whether a name from a file we did not write stays in its folder."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    return bool(parts) and ".." not in parts and not name.startswith(("/", "\\")) and ":" not in parts[0]
+
+
+def _contents(folder: Path) -> Contents:
+    if not (folder / "manifest.json").is_file():
+        raise RequestError(f"{folder}: no manifest.json in it; expected a bundle that dna-export wrote")
+    manifest = read_json(folder / "manifest.json", Manifest)
+    if manifest.schema != SCHEMA:
+        raise RequestError(f"{folder}: schema {manifest.schema!r}; this version reads {SCHEMA!r}")
+    for name, listed in manifest.files.items():
+        file = folder / name
+        if not _inside(name) or file.is_symlink():
+            raise RequestError(f"{folder}: the manifest lists {name!r}, which leads outside the bundle")
+        if not file.is_file():
+            raise CheckFailed(f"{folder}: {name} is missing; copy the bundle again")
+        if file.stat().st_size != listed.bytes:
+            raise CheckFailed(f"{file}: {file.stat().st_size} bytes, shipped with {listed.bytes}; copy the bundle again")
+        if sha256(file) != listed.sha256:
+            raise CheckFailed(f"{file}: its SHA-256 is not the manifest's; the file was changed after the export")
+    judged = [manifest.newest + ending for ending in ("", VERIFICATION, LOGITS)]
+    for needed in (*manifest.models, PORTABLE, *judged, "preprocess.onnx", "labels.json", "golden.npz"):
+        if needed not in manifest.files:
+            raise CheckFailed(f"{folder}: the manifest does not list {needed}; it was edited or is of another export")
+    for name in manifest.files:
+        if name.endswith(".onnx"):
+            _self_contained(folder / name, set(manifest.files))
+    labels = _labels(folder / "labels.json")
+    if (classes := classes_of(folder / PORTABLE)) != len(labels):
+        raise CheckFailed(f"{folder}: {len(labels)} labels for {classes} classes; labels.json is of another network")
+    return Contents(folder, manifest, labels)
+
+
+def _labels(path: Path) -> list[str]:
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckFailed(f"{path}: not JSON ({error})") from None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckFailed(f"{path}: expected a list of names, one a class")
+    return names
+
+
+def _self_contained(path: Path, files: set[str]) -> None:
+    """Weights outside the file must be files of the bundle: a path elsewhere would be read from this machine."""
+    for weight in proto(path).graph.initializer:
+        for entry in weight.external_data:
+            if entry.key == "location" and (not _inside(entry.value) or entry.value not in files):
+                raise RequestError(f"{path}: weight {weight.name} lies in {entry.value!r}, outside the bundle; it was not loaded")
+
+
+def check(contents: Contents, device: str | None = None) -> tuple[list[Golden], list[str]]:
+    """Run the golden images again through every model, here or, what is ONNX, on `device`.
+
+    Returns the figures, and one line for each model that cannot run here: not checked is not passed.
+    """
+    folder, golden = contents.folder, contents.golden
+    if missing := {"images", *contents.manifest.models} - set(golden):
+        raise CheckFailed(f"golden.npz: lacks {', '.join(sorted(missing))}; export again")
+    prepared = run_onnx(folder / "preprocess.onnx")(golden["images"])
+    found, left = [], []
+    for name, packed in contents.manifest.models.items():
+        try:
+            if device is not None and name.endswith(".onnx"):
+                run = _on_device(folder / name, device)
+            else:
+                run = _loaded(find("exporters", packed.format), folder / name)
+            answer = run(prepared)
+        except MachineError as error:
+            left.append(f"{name}: not checked here: {error}")
+            continue
+        found.append(_golden(name, answer, golden[name], packed.tolerance))
+    return found, left
+
+
+def _golden(file: str, found: Array, expected: Array, tolerance: float) -> Golden:
+    if found.shape != expected.shape or not np.isfinite(found).all():
+        return Golden(file, 1e30, tolerance, False)
+    flips = found.argmax(1) != expected.argmax(1)
+    ordered = np.sort(expected, axis=1)
+    close = ordered[:, -1] - ordered[:, -2] <= 2 * tolerance if expected.shape[1] > 1 else flips
+    return Golden(file, float(np.abs(found - expected).max()), tolerance, not bool((flips & ~close).any()))
+
+
+def _loaded(exporter: Exporter, path: Path) -> Run:
+    try:
+        return exporter.load(path)
+    except DnaError:
+        raise
+    except Exception as error:  # each format's runtime has errors of its own
+        raise CheckFailed(f"{path}: the {exporter.name} runtime refuses it: {first_line(error)}") from None
+
+
+def _on_device(path: Path, name: str) -> Run:
+    device = replace(find_device(name), batch=1)
+    profiler = find_profiler(device)
+
+    def run(images: Array) -> Array:
+        found: Array = np.asarray(profiler.run(device, Model(path.name, path.read_bytes()), {"input": images})[0])
+        return found
+
+    return run
+
+
+def measured_ms(contents: Contents, device: str) -> tuple[float, float, float]:
+    """The newest model's latency on a device now: median, and the interval's low and high."""
+    name = contents.manifest.newest
+    if not name.endswith(".onnx"):
+        raise RequestError(f"--device {device}: {name} is not ONNX; devices run ONNX files")
+    asked = find_device(device)
+    model = Model(name, (contents.folder / name).read_bytes())
+    visits = list(measure(find_profiler(asked), asked, [model], Plan(rounds=12, anchors=0), Stop(seconds=20.0)))
+    found = summarize(visits)
+    return found.latency_ms, found.low_ms, found.high_ms
+
+
+def spoken(parts: Sequence[Golden]) -> str:
+    """What failed, in one line."""
+    return "; ".join(
+        f"{part.file}: golden images differ by {part.largest_difference:.2g} (allowed {part.tolerance:.2g})"
+        + ("" if part.same_top1 else ", and one is of another class")
+        for part in parts
+        if not part.ok
+    )

@@ -1,0 +1,75 @@
+"""A network by its name, trained alone on labelled images by a recipe: dna_a, or any of timm's."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dna_deploy.data import Images, Preprocessing, load_split, open_source, save_split, split
+from dna_deploy.errors import RequestError, RunError
+from dna_deploy.files import read_json, write_json
+from dna_deploy.progress import say
+from dna_deploy.recipe import Training
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of it; the weights are in weights.safetensors beside it."""
+
+    network: str
+    data: str
+    image_size: int
+    classes: list[str]
+    test_accuracy: float
+    test_images: int
+    amp: bool
+    training: Training
+    schema: str = "dna-deploy/trained/1"
+
+
+def train_named(
+    network: str, data: str, data_root: str | None, image_size: int, folder: Path, how: Training, amp: bool | None
+) -> Trained | None:
+    """Train it from random weights, or go on; test it once in the end. Of several processes the first one writes."""
+    import timm
+    import torch
+    from timm.data import resolve_model_data_config
+
+    import dna_deploy.zoo  # noqa: F401  makes the published networks known to timm
+    from dna_deploy.checkpoint import save_tensors
+    from dna_deploy.machine import this_machine
+    from dna_deploy.train import accuracy, logits_of, train
+
+    if how.inherit or how.guided:
+        raise RequestError(f"{network} alone has no blocks to inherit from and no teacher: take --recipe scratch, or one like it")
+    if not timm.is_model(network):
+        raise RequestError(f"{network!r} is no model of timm's; expected for example dna_a or mobilenetv3_large_100")
+    machine = this_machine(amp)
+    source = open_source(data, data_root)
+    report, parted = folder / "trained.json", folder / "split.json"
+    if report.exists():
+        found = read_json(report, Trained)
+        if (found.network, found.data, found.image_size) != (network, data, image_size):
+            raise RunError(f"{folder}: holds {found.network} of {found.data} at {found.image_size} px; choose another --run NAME")
+        if found.training == how:
+            return found
+    if machine.first and not parted.exists():
+        save_split(parted, split(source))
+    machine.tell(stage="named")
+    if not machine.first:
+        machine.told()
+    parts = load_split(parted, source)
+    torch.manual_seed(how.seed)
+    model = timm.create_model(network, num_classes=len(source.classes)).to(machine.device)
+    config = resolve_model_data_config(model)
+    preprocessing = Preprocessing(tuple(config["mean"]), tuple(config["std"]))
+    images, test = (Images(source, places, image_size) for places in (parts.train, parts.test))
+    say(f"{network}: {how.epochs} epochs on {len(images)} images in batches of {how.batch}")
+    partial = folder / "training.safetensors"
+    train(model, images, preprocessing, how, partial, f"training {network}", machine=machine)
+    if not machine.first:
+        return None
+    reached = accuracy(logits_of(model, test, preprocessing), test.labels)
+    save_tensors(folder / "weights.safetensors", model.state_dict(), {})
+    done = Trained(network, data, image_size, list(source.classes), reached, len(test), machine.amp, how)
+    write_json(report, done)
+    partial.unlink(missing_ok=True)
+    return done

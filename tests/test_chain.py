@@ -1,0 +1,132 @@
+"""The chain of an export: every step is a file of its own, and where one is wrong the message says which layer."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from dna_deploy import chain
+from dna_deploy.chain import graphs, steps
+from dna_deploy.errors import CheckFailed
+from dna_deploy.export import export
+from dna_deploy.exporters import onnx as portable
+from dna_deploy.exporters._exporter import Contract, Options
+from dna_deploy.original import Original
+from dna_deploy.plugins import find
+from dna_deploy.verify import Inputs
+
+CONTRACT = Contract(16, (0.5,) * 3, (0.5,) * 3, ("a", "b", "c"))
+EXPORTER = """
+import onnx
+from onnx import numpy_helper
+
+from dna_deploy.exporters import onnx as portable
+from dna_deploy.exporters._exporter import Exporter
+from dna_deploy.subgraph import onnxruntime_run
+
+def doubled(model):
+    "A runtime that takes the weights of the second convolution twice."
+    for part in model.graph.initializer:
+        if part.name == "3.weight":
+            part.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(part) * 2, part.name))
+    return model
+
+def write(source, contract, path, options):
+    path.write_bytes(source.read_bytes())
+
+def load(path):
+    model = doubled(onnx.load(path))
+    return lambda images: onnxruntime_run(model, {"input": images})["output"]
+
+def run_graph(model, inputs):
+    return onnxruntime_run(doubled(onnx.load_from_string(model.SerializeToString())), inputs)
+
+EXPORTER = Exporter("odd", ".odd", ("fp32",), "onnx", write, load, run_graph=RUN_GRAPH)
+"""
+
+
+@pytest.fixture
+def original(tmp_path):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 3),
+    ).eval()
+    nn.init.uniform_(network[1].running_var, 0.5, 2.0)
+    images = np.random.default_rng(0).standard_normal((12, 3, 16, 16), dtype=np.float32)
+    inputs = Inputs("12 random images", 12, lambda places: images[list(places)], None)
+    return Original("a network", network, CONTRACT, inputs, inputs, tmp_path / "export", None)
+
+
+def ops(path):
+    return [node.op_type for node in onnx.load(path).graph.node]
+
+
+def test_simplifying_is_a_step_of_its_own(original):
+    found = {}
+    for step in graphs(original, find("exporters", "onnx"), Options("fp16")):
+        found[step.name] = (step.path.name, ops(step.path))
+    assert list(found) == ["onnx", "simplified", "fp16"]
+    assert "BatchNormalization" in found["onnx"][1] and "BatchNormalization" not in found["simplified"][1]
+    assert sorted(file.name for file in original.folder.iterdir()) == ["model-fp16.onnx", "model.onnx"]
+    whole = original.folder / "whole.onnx"
+    portable.write(original.network, CONTRACT, whole, Options())
+    assert whole.read_bytes() == (original.folder / "model.onnx").read_bytes()
+
+
+def test_a_format_made_from_the_module_is_one_step(original):
+    found = list(steps(original, find("exporters", "torch"), Options(), original.folder / "model.pt2"))
+    assert [step.name for step in found] == ["torch"]
+
+
+def test_a_fault_of_simplifying_is_found_there_and_the_layer_is_named(original, monkeypatch):
+    write = portable.write_simplified
+
+    def wrong(source, contract, path, options):
+        write(source, contract, path, options)
+        model = onnx.load(path)
+        bias = next(part for part in model.graph.initializer if part.name.endswith("bias") and part.dims == [8])
+        bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + 1, bias.name))
+        path.write_bytes(model.SerializeToString())
+
+    monkeypatch.setattr(chain.portable, "write_simplified", wrong)
+    with pytest.raises(
+        CheckFailed, match=r"model\.onnx: step simplified .*first wrong at tensor \S+ \(Conv, module 3, weights 3\.weight\)"
+    ):
+        export(original, "onnx", Options())
+    assert (original.folder / "model.exported.onnx").is_file()  # what it was made from stays to look at
+
+
+def test_a_fault_of_another_runtime_is_searched_by_that_runtime(original, tmp_path):
+    (tmp_path / "odd.py").write_text(EXPORTER.replace("RUN_GRAPH", "run_graph"))
+    with pytest.raises(CheckFailed, match=r"step odd .*first wrong at tensor \S+ \(Conv, module 3, weights 3\.weight\)"):
+        export(original, str(tmp_path / "odd.py"), Options())
+
+
+def test_where_no_runtime_can_be_asked_that_is_said(original, tmp_path):
+    (tmp_path / "odd.py").write_text(EXPORTER.replace("RUN_GRAPH", "None"))
+    with pytest.raises(CheckFailed, match=r"no tensor is named: what is computed inside a \.odd file cannot be read"):
+        export(original, str(tmp_path / "odd.py"), Options())
+
+
+def test_openvino_runs_parts_of_a_graph(original):
+    pytest.importorskip("openvino")
+    from dna_deploy.exporters.openvino import run_graph
+    from dna_deploy.subgraph import marked, onnxruntime_run
+
+    *_, last = graphs(original, find("exporters", "onnx"), Options())
+    model = onnx.load(last.path)
+    within = marked(model, [model.graph.node[0].output[0], model.graph.node[2].output[0]])
+    inputs = {"input": original.test.at(range(4))}
+    right, found = onnxruntime_run(within, inputs), run_graph(within, inputs)
+    assert len(right) == 3 and right.keys() == found.keys()
+    for name, value in right.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-5)

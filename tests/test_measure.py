@@ -1,0 +1,31 @@
+"""Whole networks measured beside those of a table, at the speed the table was taken at."""
+
+import random
+
+import pytest
+
+import dna_deploy.measure
+from dna_deploy.arch import sample
+from dna_deploy.graph import onnx_of
+from dna_deploy.measure import measure_whole
+from dna_deploy.table import LatencyTable, Session, VisitRow, appending, header_of
+from profilers import Model, find_device, find_profiler, measure
+
+
+def test_a_candidate_that_the_table_knows_is_measured_once(tiny, workdir, monkeypatch):
+    device, arch = find_device("cpu"), sample(tiny, random.Random(0))
+    header = header_of(device, find_profiler(device).environment(device), "")
+    with appending(workdir / "cpu.jsonl", header) as out:
+        out.add(Session("2026-01-01T00:00:00Z", 0, [arch.key], {}))
+        for number in range(8):
+            out.add(VisitRow(arch.key, number, [3_000_000] * 4))
+    asked = []
+
+    def recorded(profiler, device, models, plan, stop):
+        asked.extend(model.key for model in models)
+        return measure(profiler, device, models, plan, stop)
+
+    monkeypatch.setattr(dna_deploy.measure, "measure", recorded)
+    found = measure_whole(LatencyTable.load(workdir / "cpu.jsonl"), [Model(arch.key, onnx_of(arch.ops))], 3.0, seconds=1)
+    assert asked == [arch.key]
+    assert found[arch.key].measurement.latency_ms == pytest.approx(3.0)  # it says itself how fast the device is now

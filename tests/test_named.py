@@ -1,0 +1,46 @@
+"""A published network trained by its name with the published recipe, and what is refused."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dna_deploy.errors import RequestError, RunError
+from dna_deploy.named import train_named
+from dna_deploy.original import Asked, from_model
+from dna_deploy.recipe import Training, recipe
+
+
+@pytest.fixture(scope="module")
+def stripes(tmp_path_factory):
+    """Two classes of 30 images: stripes across and along."""
+    root, rng = tmp_path_factory.mktemp("stripes"), np.random.default_rng(0)
+    for name in ("across", "along"):
+        (root / name).mkdir()
+        for number in range(30):
+            pixels = np.zeros((36, 36, 3), np.uint8)
+            pixels[rng.integers(4) :: 6] = rng.integers(150, 255)
+            Image.fromarray(pixels if name == "across" else pixels.transpose(1, 0, 2)).save(root / name / f"{number}.png")
+    return str(root)
+
+
+def test_dna_a_from_scratch_with_the_published_recipe(stripes, tmp_path):
+    how = dataclasses.replace(recipe("scratch").at(16), epochs=2)
+    done = train_named("dna_a", stripes, None, 32, tmp_path / "run", how, amp=None)
+    assert done.training == how and done.test_images == 15 and 0 <= done.test_accuracy <= 1
+    assert sorted(file.name for file in (tmp_path / "run").iterdir()) == ["split.json", "trained.json", "weights.safetensors"]
+    weights = (tmp_path / "run" / "weights.safetensors").stat().st_mtime_ns
+    assert train_named("dna_a", stripes, None, 32, tmp_path / "run", how, amp=None) == done
+    assert (tmp_path / "run" / "weights.safetensors").stat().st_mtime_ns == weights
+    shown = Asked("dna_a", weights=tmp_path / "run" / "weights.safetensors", data=stripes, image_size=32)
+    assert from_model(shown).network is not None  # what dna-export --model dna_a --weights reads
+    with pytest.raises(RunError, match=r"holds dna_a of .* choose another --run"):
+        train_named("dna_b", stripes, None, 32, tmp_path / "run", how, amp=None)
+
+
+def test_a_network_alone_has_nothing_to_inherit(stripes, tmp_path):
+    with pytest.raises(RequestError, match="no blocks to inherit from and no teacher"):
+        train_named("dna_a", stripes, None, 32, tmp_path, Training(), amp=None)
+    with pytest.raises(RequestError, match="'dna_e' is no model"):
+        train_named("dna_e", stripes, None, 32, tmp_path, recipe("scratch"), amp=None)

@@ -1,0 +1,68 @@
+"""A bundle's ONNX files are made again from what its manifest names: the same bytes, or exit code 1 and the reason."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from dna_deploy.contents import opened
+from dna_deploy.rebuild import rebuild
+
+NET = """
+import torch
+from torch import nn
+
+def MODEL():
+    torch.manual_seed({seed})
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+    )
+"""
+
+
+def asked(*flags):
+    """dna-export in this process: its exit code and what it said."""
+    from dna_deploy.cli.export import main
+
+    done = CliRunner().invoke(main, [*map(str, flags), "--json"])
+    return done.exit_code, done.output
+
+
+@pytest.fixture
+def made(workdir):
+    (workdir / "net.py").write_text(NET.format(seed=0))
+    code, said = asked("--model", "net.py", "--image-size", 32, "--precision", "int8", "--max-drop", "100%")
+    assert code == 0, said
+    return workdir / "exports" / "net"
+
+
+def test_the_same_request_gives_the_same_bytes(made):
+    before = {file.name: file.read_bytes() for file in made.iterdir()}
+    with opened(made) as contents:
+        files = list(rebuild(contents))
+    assert sorted(part.file for part in files) == ["model-int8.onnx", "model.onnx"] and all(part.same for part in files)
+    assert {file.name: file.read_bytes() for file in made.iterdir()} == before  # nothing of the bundle is touched
+    code, said = asked("--rebuild", made)
+    answer = json.loads(said.splitlines()[-1])
+    assert code == 0 and set(answer["rebuilt"]) == {"model-int8.onnx", "model.onnx"} and answer["made_elsewhere"] == []
+
+
+def test_a_network_that_has_changed_since_is_exit_1(made):
+    (made.parent.parent / "net.py").write_text(NET.format(seed=1))
+    code, said = asked("--rebuild", made)
+    assert code == 1 and "model.onnx, model-int8.onnx: made again the bytes are others; the network or the images" in said
+
+
+def test_packages_that_have_changed_since_are_named(made):
+    manifest = json.loads((made / "manifest.json").read_text())
+    manifest["made_with"]["onnx"] = "0.0.1"
+    (made / "manifest.json").write_text(json.dumps(manifest))
+    code, said = asked("--rebuild", made)
+    assert code == 0 and "was made elsewhere: onnx 0.0.1, here " in said
+
+
+def test_what_is_not_there_any_more_is_exit_2(made):
+    (made.parent.parent / "net.py").unlink()
+    code, said = asked("--rebuild", made)
+    assert code == 2 and "net.py" in said and "Traceback" not in said
