@@ -159,9 +159,11 @@ def main() -> None:
         Result("weights of the supernet", parameters / 1e6, "million"),
         Result("weights of the paths of a step", drawn / 1e6, "million"),
     ]
-    per_step, core = statistics.median(whole), decoding(args.image_size)
+    per_step = statistics.median(taught) + sum(map(statistics.median, blocks.values()))  # the whole step is the check of it
+    core = decoding(args.image_size)
     gpu_hours = (args.epochs * IMAGES * per_step / batch + rating) / 3600
     results += [
+        Result("the parts together: teacher and all blocks", batch / per_step, "images/s"),
         Result("block training and rating", gpu_hours / 24, "GPU days"),
         Result("published for DNA, on GPUs of 2019", PUBLISHED_GPU_DAYS, "GPU days"),
     ]
