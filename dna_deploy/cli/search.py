@@ -1,6 +1,6 @@
 """dna-search: find the best network within a latency budget, and train it."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +10,7 @@ from dna_deploy.cli._command import POSITIVE, Amount, Bytes, DeviceLatency, comm
 from dna_deploy.torchrun import RANK, WORLD
 
 if TYPE_CHECKING:
-    from dna_deploy.arch import Architecture
     from dna_deploy.budget import Wish
-    from dna_deploy.predictor import LatencyPredictor
-    from dna_deploy.run import Beside, Picked
 
 
 @command
@@ -129,11 +126,10 @@ def main(
     All of it is kept in runs/NAME: interrupt it, and the same command goes on; another budget or device picks again from
     the same ratings. Exit codes: 0 found, 1 no network fits, 2 the request is wrong, 3 the machine failed.
     """
+    from dna_deploy.cli._found import picked_answer, trained_answer
     from dna_deploy.limits import Wanted
-    from dna_deploy.measure import remark
-    from dna_deploy.progress import say, show
     from dna_deploy.recipe import recipe
-    from dna_deploy.run import Asked, Student
+    from dna_deploy.run import Asked
     from dna_deploy.search import dismiss, finish, join, meet, search
     from dna_deploy.weigh import calibrate_run, replace_one_run
 
@@ -172,63 +168,11 @@ def main(
         found = search(asked, name, wishes, measure_top, wanted)  # picks again, now by the calibrated scores
     if replace_one:
         replace_one_run(found.pick.run, found.architecture, rating_images)
-    picked = found.picked
-    predictor, budget_ms = found.budgets[0].predictor, picked.budget_ms
-    say(f"{found.architecture.text}")
-    if picked.tried:
-        _tried(picked)
-    sure = f"its {confidence:.0%} upper bound is within the budget" if confidence else "expected; --confidence 0.95 holds a bound"
-    answers: list[Picked | Beside] = [picked, *picked.others]
-    for one in answers:
-        bounds = f"{one.low_ms:.3g} to {one.high_ms:.3g} ms" if one.high_ms else "no interval known"
-        say(f"predicted {one.predicted_ms:.3g} ms ({bounds}) on {one.device}, budget {one.budget_ms:g} ms: {sure}")
-    say(f"the Pareto front has {len(found.front.costs)} networks: {found.pick.front}")
-    for number, other in enumerate(found.top[1:], 2):
-        say(f"{number}. best: {other.text}")
-    for budget in found.budgets:
-        _account(budget.predictor, found.architecture)
-    extrapolated = {op.key: None for own in found.budgets for op in own.predictor.account(found.architecture.ops).extrapolated}
-    rivals = _rivals(found, predictor)
-    student: Student | None = finish(found, predictor, how) if trained else None
+    answer = picked_answer(found, confidence)
+    student = finish(found, found.budgets[0].predictor, how) if trained else None
     if WORLD > 1:
         dismiss()
-    rows = [["budget", f"{budget_ms:g} ms"], ["predicted", f"{picked.predicted_ms:.3g} ms"]]
-    if student is not None and student.measured_ms is not None:
-        rows.append(["measured", f"{student.measured_ms:.3g} ms ({student.measured_ms / picked.predicted_ms - 1:+.1%})"])
-    rows += [["multiply-adds", f"{picked.macs / 1e6:.1f} M"], ["parameters", f"{picked.params / 1e6:.2f} M"]]
-    if picked.file_bytes is not None and picked.peak_bytes is not None:
-        rows += [["file", f"{picked.file_bytes / 1e6:.2f} MB"], ["activations at once", f"{picked.peak_bytes / 1e6:.2f} MB"]]
-    rows.append(["proof", _proof(picked)])
-    if student is not None:
-        rows.append(["test accuracy", f"{student.test_accuracy:.2%} (teacher {student.teacher_test_accuracy:.2%})"])
-    show(str(found.pick.folder), ["network found", ""], rows)
-    if student is not None and (changed := remark(student.speed)):
-        say(changed)
-    if picked.macs_rival:
-        say(f"by multiply-adds alone it would have been: {picked.macs_rival}")
-    return {
-        "folder": str(found.pick.folder),
-        "network": found.architecture.text,
-        "device": picked.device,
-        "budget_ms": budget_ms,
-        "confidence": confidence,
-        "predicted_ms": picked.predicted_ms,
-        "high_ms": picked.high_ms,
-        "extrapolated": list(extrapolated),
-        "others": [asdict(other) for other in picked.others],
-        "tried": [asdict(tried) for tried in picked.tried],
-        "measured_ms": student.measured_ms if student else None,
-        "macs": picked.macs,
-        "params": picked.params,
-        "file_bytes": picked.file_bytes,
-        "peak_bytes": picked.peak_bytes,
-        "score": picked.score,
-        "bound": picked.bound,
-        "top": [other.text for other in found.top],
-        "rivals": rivals,
-        "test_accuracy": student.test_accuracy if student else None,
-        "teacher_test_accuracy": student.teacher_test_accuracy if student else None,
-    }
+    return {**answer, **trained_answer(found, student)}
 
 
 def _table(device: str | None) -> Path:
@@ -266,66 +210,6 @@ def _wishes(
     if twice:
         raise RequestError(f"--latency: {twice[0]} is given twice; give each device one budget")
     return wishes
-
-
-def _proof(picked: "Picked") -> str:
-    """How sure it is that no network within the budgets scores better."""
-    if picked.bound is None:
-        return "none"
-    gap = picked.score - picked.bound
-    return "no network within the budgets scores better" if gap < 1e-6 else f"none scores better by more than {gap:.2g}"
-
-
-def _tried(picked: "Picked") -> None:
-    from dna_deploy.progress import say, show
-
-    devices = [picked.device, *(other.device for other in picked.others)]
-    columns = ["measured before picking", *(f"{device}: {what}" for device in devices for what in ("predicted", "measured", ""))]
-    rows = []
-    for tried in picked.tried:
-        row = [tried.network]
-        for predicted, measured in zip(tried.predicted_ms, tried.measured_ms, strict=True):
-            row += [f"{predicted:.3g} ms"]
-            row += ["not at hand", ""] if measured is None else [f"{measured:.3g} ms", f"{measured / predicted - 1:+.1%}"]
-        rows.append([*row, "fits" if tried.fits else "too slow"])
-    show("candidates", [*columns, ""], rows)
-    say(f"{len(picked.tried)} measured: {picked.tried_ended}")
-
-
-def _rivals(found: Any, predictor: Any) -> list[dict[str, Any]]:
-    """Beside the score what the cost alone would have said, block by block."""
-    from dna_deploy.budget import block_costs
-    from dna_deploy.found import block_scores
-    from dna_deploy.progress import show
-    from dna_deploy.ratings import load_ratings
-    from dna_deploy.rivals import rivalry
-
-    space = found.architecture.space
-    scores = block_scores(space, load_ratings(found.pick.run.ratings, space.blocks))
-    rows = rivalry(space, scores, block_costs(space, predictor))
-    columns = ["block", "candidates", "MACs", "parameters", "MACs at equal latency", "spread left"]
-    shown = [
-        [row.block, str(row.candidates), f"{row.macs:.2f}", f"{row.params:.2f}", _two(row.at_equal_cost), _two(row.spread)]
-        for row in rows
-    ]
-    show("does the score say more than the cost? Kendall tau of both", columns, shown)
-    return [asdict(row) for row in rows]
-
-
-def _two(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _account(predictor: "LatencyPredictor", architecture: "Architecture") -> None:
-    from dna_deploy.progress import say
-
-    table = predictor.table
-    account = predictor.account(architecture.ops)
-    say(f"{table.header.target}: {account.text}")
-    if table.published:
-        say(f"the table is published ({table.header.source}): a sum of isolated layers, no whole network was measured")
-    for op in account.bounded:
-        say(f"estimated, not measured: {op.key} is taken as the same layer with more classes")
 
 
 if __name__ == "__main__":  # torchrun -m
