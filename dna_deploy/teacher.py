@@ -3,6 +3,7 @@
 import importlib.util
 import pickle
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -162,7 +163,9 @@ def read_weights(path: Path) -> "dict[str, torch.Tensor]":
             from safetensors.torch import load_file
 
             return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an unusual pickle, which is then refused
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise TeacherError(f"{path}: no such file; expected trained weights (.safetensors or .pth)") from None
     except Exception as error:  # a zip, pickle or header error, by format
