@@ -172,6 +172,12 @@ def true_effects() -> list[np.ndarray]:
     return np.split(worth, np.cumsum([block.size for block in searched(SPACE.at(32, 10))])[:-1])
 
 
+def best_weighted(scores: Sequence[np.ndarray]) -> float:
+    """Kendall's tau of the sums with the weights of the blocks that suit the truth best: no score could know them."""
+    choices = itertools.product([1.0], *[(0.25, 0.5, 1.0, 2.0, 4.0)] * (len(scores) - 1))
+    return max(tau(-sums([w * score for w, score in zip(weights, scores, strict=True)]), truth().accuracy) for weights in choices)
+
+
 def _macs(block: Block) -> np.ndarray:
     return np.array([float(sum(op.macs for op in candidate.ops)) for candidate in block.candidates])
 
@@ -198,6 +204,12 @@ def judged(name: str, scores: Sequence[np.ndarray], draws: int) -> list[Result]:
         at_least(f"{name}: tau", [tau(-summed, truth().accuracy)], "", 0.82),
         at_least(f"{name}: tau within FLOPs bins", [within_bins(summed)], "", 0.65),
         Result(f"{name}: partial correlation given FLOPs", partial(summed), ""),
+        plain(
+            f"{name}: tau with the true effects within a block",
+            [tau(a, b) for a, b in zip(scores, true_effects(), strict=True)],
+            "",
+        ),
+        Result(f"{name}: tau with the best weights of the blocks, by the truth", best_weighted(scores), ""),
         at_most(f"{name}: regret under ten budgets", [float(np.mean(bests - picks))], "points", 0.1),
         at_most(f"{name}: regret, best of the {TOP} best trained", [regret(scores, TOP)], "points", 0.1),
         at_least(f"{name}: calibrated on {COUNT}: tau", [tau(-fit, truth().accuracy) for fit in after], "", 0.85),

@@ -1,7 +1,6 @@
 """The teacher: a trained network, its preprocessing, and the places where it is cut into blocks."""
 
 import importlib.util
-import pickle
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -158,8 +157,9 @@ def read_weights(path: Path) -> "dict[str, torch.Tensor]":
     """Tensors by name from a .safetensors file, or from a .pth read without running any code of it."""
     import torch
 
+    safe = path.suffix == ".safetensors"
     try:
-        if path.suffix == ".safetensors":
+        if safe:
             from safetensors.torch import load_file
 
             return load_file(path)
@@ -168,9 +168,8 @@ def read_weights(path: Path) -> "dict[str, torch.Tensor]":
             found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise TeacherError(f"{path}: no such file; expected trained weights (.safetensors or .pth)") from None
-    except Exception as error:  # a zip, pickle or header error, by format
-        pickled = isinstance(error, pickle.UnpicklingError)  # torch's own words are advice on how to run its code
-        reason = "a pickle of more than tensors" if pickled else str(error).strip().splitlines()[0][:120]
+    except Exception as error:  # a zip, pickle or header error; torch's own words are advice on how to run the file's code
+        reason = str(error).strip().splitlines()[0][:120] if safe else "damaged, or more than tensors in it"
         raise TeacherError(
             f"{path}: not weights that can be read safely ({reason}); expected .safetensors or a state dict"
         ) from error
