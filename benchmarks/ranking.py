@@ -48,6 +48,7 @@ SCORES: dict[str, Callable[[Rating], float]] = {
     "log relative L1": lambda rating: math.log(rating.relative_l1),
     "NSR": lambda rating: rating.noise_to_signal,
     "log NSR": lambda rating: math.log(rating.noise_to_signal),
+    "log relative L1, two teachers": lambda rating: (math.log(rating.relative_l1) + math.log(rating.second or 1.0)) / 2,
     "replace-one": lambda rating: rating.replace_one or 0.0,
     "log replace-one": lambda rating: math.log(rating.replace_one or 1.0),
 }
@@ -67,6 +68,7 @@ class Recipe:
     rating_batch: int
     replace_images: int  # of the held-out ones for replace-one; 0 leaves it out
     seed: int
+    second: str | None = None  # another teacher, whose supernet is trained and rated alike
 
     @property
     def name(self) -> str:
@@ -106,6 +108,18 @@ def rated(recipe: Recipe) -> dict[str, list[Rating]]:
             ratings = [replace(rating, replace_one=found[rating.block, rating.candidate]) for rating in ratings]
         save_ratings(file, ratings)
     return load_ratings(file, space.blocks)
+
+
+def rated_twice(recipe: Recipe) -> dict[str, list[Rating]]:
+    """The ratings of every candidate by block, with those under the second teacher where there is one."""
+    ratings = rated(recipe)
+    if recipe.second is None:
+        return ratings
+    seconds = rated(replace(recipe, teacher=recipe.second))
+    return {
+        name: [replace(one, second=other.relative_l1) for one, other in zip(block, seconds[name], strict=True)]
+        for name, block in ratings.items()
+    }
 
 
 def tau(a: np.ndarray, b: np.ndarray) -> float:
@@ -259,6 +273,7 @@ def keep(recipe: Recipe, results: Sequence[Result]) -> None:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--teacher", default="lite0-64px", choices=TEACHERS)
+    parser.add_argument("--second", choices=TEACHERS, help="another one; the scores are averaged")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
@@ -273,12 +288,12 @@ def main() -> None:
     recipe = Recipe(**values)
     if quick:
         recipe = replace(recipe, train_images=1_024, rating_images=256, rating_batch=128, batch=32, epochs=1)
-    found = rated(recipe)
+    found = rated_twice(recipe)
     ratings = [found[block.name] for block in searched(SPACE.at(32, 10))]
     draws = 4 if quick else 20
     results = [Result("the teacher's test accuracy", test_accuracy(recipe.teacher), ""), *rivals(draws)]
     for name, score in SCORES.items():
-        if "replace-one" in name and not recipe.replace_images:
+        if ("replace-one" in name and not recipe.replace_images) or ("two teachers" in name and not recipe.second):
             continue
         results += judged(name, [np.array([score(rating) for rating in block]) for block in ratings], draws)
     if not quick:

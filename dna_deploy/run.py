@@ -222,6 +222,14 @@ def run_folder(name: str | None, first: str, second: str, image_size: int) -> Pa
     return Path(name) if "/" in name else RUNS / name
 
 
+def existing_run(name: str) -> Run:
+    """The run of that name (or path), which has to be there."""
+    folder = Path(name) if "/" in name else RUNS / name
+    if not (folder / "run.json").is_file():
+        raise RunError(f"--second {name}: no such run; there are: {', '.join(_runs()) or 'none, run dna-search first'}")
+    return Run(folder)
+
+
 def find_pick(name: str | None) -> Pick:
     """The network to export: a pick folder, the newest pick of a run, or the newest of all where `name` is None."""
     if name is not None:

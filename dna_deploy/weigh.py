@@ -1,6 +1,7 @@
-"""Further scores for the candidates of a run that is rated: calibrated on a few trained networks, or in a whole network.
+"""Further scores for the candidates of a run that is rated: from a second teacher, calibrated on a few trained networks, or
+in a whole network.
 
-Both are kept in the run's ratings, so that picking again, for any device and budget, uses them without training.
+All are kept in the run's ratings, so that picking again, for any device and budget, uses them without training.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,10 +13,11 @@ import numpy as np
 from dna_deploy.arch import Architecture
 from dna_deploy.calibrate import Calibration, calibrate, networks_to_train
 from dna_deploy.data import Images, open_source
+from dna_deploy.errors import RequestError
 from dna_deploy.files import read_json, write_json
 from dna_deploy.found import log_scores
 from dna_deploy.progress import say, show
-from dna_deploy.ratings import load_ratings, save_ratings
+from dna_deploy.ratings import Rating, load_ratings, save_ratings
 from dna_deploy.recipe import Training
 from dna_deploy.run import Run
 from dna_deploy.search import inherit_and_train, prepare_teacher, splits
@@ -32,6 +34,25 @@ class TrainedNetworks:
     accuracies: dict[str, float]
     calibration: dict[str, Any] | None = None
     schema: str = "dna-deploy/calibration/1"
+
+
+def add_second(run: Run, space: SearchSpace, other: Run) -> None:
+    """Take the ratings of `other`, the same space under another teacher (or another cut of it), as a second opinion."""
+    asked, own = other.asked, run.asked
+    if (asked.space, asked.image_size) != (own.space, own.image_size):
+        raise RequestError(
+            f"--second {other.folder}: of {asked.space} at {asked.image_size} px, expected {own.space} at {own.image_size} px; "
+            f"make one with --run {other.folder.name}-{own.image_size}px --no-train"
+        )
+    ratings, seconds = load_ratings(run.ratings, space.blocks), load_ratings(other.ratings, space.blocks)
+    pairs = [(a, b) for name, block in ratings.items() for a, b in zip(block, seconds[name], strict=True)]
+    changed = [a for a, b in pairs if a.second != b.relative_l1]
+    if changed:
+        if any(rating.calibrated is not None for rating in changed):
+            say("the calibration was of the scores as they were, and is left out; give --calibrate to calibrate these")
+        save_ratings(run.ratings, [replace(a, second=b.relative_l1, calibrated=None) for a, b in pairs])
+    theirs = {name: [rating.relative_l1 for rating in block] for name, block in seconds.items()}
+    _agreement(f"{other.folder} against {run.folder}", ratings, theirs)
 
 
 def calibrate_run(run: Run, space: SearchSpace, count: int) -> Calibration:
@@ -89,11 +110,14 @@ def replace_one_run(run: Run, reference: Architecture, images: int) -> None:
     ratings = load_ratings(run.ratings, space.blocks)
     rows = [replace(rating, replace_one=found[rating.block, rating.candidate]) for block in ratings.values() for rating in block]
     save_ratings(run.ratings, rows)
-    agreement = [
-        [name, f"{_tau([row.relative_l1 for row in block], [found[name, row.candidate] for row in block]):.2f}"]
-        for name, block in ratings.items()
-    ]
-    show("replace-one against relative L1", ["block", "Kendall tau"], agreement)
+    both = {name: [found[name, rating.candidate] for rating in block] for name, block in ratings.items()}
+    _agreement("replace-one against relative L1", ratings, both)
+
+
+def _agreement(title: str, ratings: dict[str, list[Rating]], others: dict[str, list[float]]) -> None:
+    """How alike relative L1 and another score order the candidates of each block."""
+    taus = {name: _tau([rating.relative_l1 for rating in block], others[name]) for name, block in ratings.items()}
+    show(title, ["block", "Kendall tau"], [[name, f"{tau:.2f}"] for name, tau in taus.items()])
 
 
 def _trained(run: Run, space: SearchSpace, networks: Sequence[Architecture], epochs: int) -> Iterator[tuple[Architecture, float]]:

@@ -1,17 +1,20 @@
 """A rated run gets further scores: networks are trained once, the pick follows, and nothing else is touched."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from dna_deploy.calibrate import networks_to_train
 from dna_deploy.data import open_source
+from dna_deploy.errors import RequestError, RunError
 from dna_deploy.files import read_json, write_json
 from dna_deploy.found import block_scores
 from dna_deploy.plugins import find
-from dna_deploy.ratings import load_ratings
-from dna_deploy.run import Asked, open_run
+from dna_deploy.ratings import load_ratings, save_ratings
+from dna_deploy.run import Asked, Run, open_run
 from dna_deploy.search import rate_all
-from dna_deploy.weigh import TrainedNetworks, calibrate_run, replace_one_run
+from dna_deploy.weigh import TrainedNetworks, add_second, calibrate_run, replace_one_run
 from tests.conftest import TINY
 
 
@@ -115,3 +118,30 @@ def test_replacing_one_is_kept_beside_the_other_scores(rated):
         assert [row.relative_l1 for row in rows] == [row.relative_l1 for row in before[name]]
     own = [rows[0].replace_one for rows in after.values()]  # the reference itself, seen from each block
     assert own[0] == pytest.approx(own[1], rel=1e-4)
+
+
+def test_a_second_teacher_has_half_of_the_say(rated, tmp_path):
+    run, space = rated
+    before = load_ratings(run.ratings, space.blocks)
+    other = Run(tmp_path / "other")
+    write_json(other.folder / "run.json", replace(run.asked, teacher="another"))
+    rng = np.random.default_rng(0)
+    rows = [replace(row, relative_l1=float(rng.uniform(0.1, 1))) for block in before.values() for row in block]
+    save_ratings(other.ratings, rows)
+    add_second(run, space, other)
+    seconds, after = load_ratings(other.ratings, space.blocks), load_ratings(run.ratings, space.blocks)
+    for block, scores in zip(space.blocks, block_scores(space, after), strict=True):
+        for row, second, score in zip(after.get(block.name, []), seconds.get(block.name, []), scores, strict=False):
+            assert score == pytest.approx(np.log(np.sqrt(row.relative_l1 * second.relative_l1)))
+            assert row.calibrated is None
+
+
+def test_a_second_run_of_another_space_is_refused(rated, tmp_path):
+    run, space = rated
+    other = Run(tmp_path / "other")
+    write_json(other.folder / "run.json", replace(run.asked, image_size=64))
+    with pytest.raises(RequestError, match=r"at 64 px, expected .* at 32 px"):
+        add_second(run, space, other)
+    write_json(other.folder / "run.json", run.asked)
+    with pytest.raises(RunError, match="no ratings there"):
+        add_second(run, space, other)

@@ -102,8 +102,10 @@ def _tried(picked: Picked) -> None:
 def _rivals(found: Found) -> list[dict[str, Any]]:
     """Beside the score what the cost alone would have said, block by block."""
     space = found.architecture.space
-    scores = block_scores(space, load_ratings(found.pick.run.ratings, space.blocks))
-    rows = rivalry(space, scores, block_costs(space, found.budgets[0].predictor))
+    ratings = load_ratings(found.pick.run.ratings, space.blocks)
+    if any(rating.second is not None for block in ratings.values() for rating in block):
+        say("scores are averaged with those under a second teacher")
+    rows = rivalry(space, block_scores(space, ratings), block_costs(space, found.budgets[0].predictor))
     columns = ["block", "candidates", "MACs", "parameters", "MACs at equal latency", "spread left"]
     shown = [
         [row.block, str(row.candidates), f"{row.macs:.2f}", f"{row.params:.2f}", _two(row.at_equal_cost), _two(row.spread)]

@@ -63,6 +63,7 @@ if TYPE_CHECKING:
 @click.option("--amp/--no-amp", default=None, help="Forward passes in bfloat16; on a GPU that has it if left out.")
 @click.option("--keep-features", is_flag=True, help="Compute the teacher's features once, onto disk; no augmentation then.")
 @click.option("--rating-images", type=POSITIVE, default=128, help="Held-out images every candidate is rated on.")
+@click.option("--second", help="Average the scores with those of that run: the same space under another teacher.")
 @click.option(
     "--calibrate", type=click.IntRange(min=8), help="Train so many networks briefly and weigh the scores by them; 20-40."
 )
@@ -112,6 +113,7 @@ def main(
     fair: bool,
     keep_features: bool,
     rating_images: int,
+    second: str | None,
     calibrate: int | None,
     replace_one: bool,
     recipe_name: str,
@@ -129,9 +131,9 @@ def main(
     from dna_deploy.cli._found import picked_answer, trained_answer
     from dna_deploy.limits import Wanted
     from dna_deploy.recipe import recipe
-    from dna_deploy.run import Asked
+    from dna_deploy.run import Asked, existing_run
     from dna_deploy.search import dismiss, finish, join, meet, search
-    from dna_deploy.weigh import calibrate_run, replace_one_run
+    from dna_deploy.weigh import add_second, calibrate_run, replace_one_run
 
     if RANK > 0:  # torchrun started it beside the first
         join()
@@ -162,10 +164,14 @@ def main(
     wishes = _wishes(latencies, device, confidence, extrapolate)
     if address:
         from dna_deploy.cluster import rate_on
-    found = search(asked, name, wishes, measure_top, wanted, rate_on(address) if address else None)
+    more = second or calibrate  # scores the pick waits for
+    found = search(asked, name, wishes, 0 if more else measure_top, wanted, rate_on(address) if address else None)
+    if second:
+        add_second(found.pick.run, found.architecture.space, existing_run(second))
     if calibrate:
         calibrate_run(found.pick.run, found.architecture.space, calibrate)
-        found = search(asked, name, wishes, measure_top, wanted)  # picks again, now by the calibrated scores
+    if more:
+        found = search(asked, name, wishes, measure_top, wanted)
     if replace_one:
         replace_one_run(found.pick.run, found.architecture, rating_images)
     answer = picked_answer(found, confidence)
