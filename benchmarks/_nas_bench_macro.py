@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dna_deploy.arch import Architecture
 from dna_deploy.ops import Op
 from dna_deploy.ops.classifier import Classifier
 from dna_deploy.ops.conv import Conv
@@ -113,3 +114,10 @@ def truth() -> Truth:
 
 def searched(space: SearchSpace) -> list[Block]:
     return [block for block in space.blocks if block.size > 1]
+
+
+def row_of(arch: Architecture) -> int:
+    """A network's row in the truth, whose blocks have 9, 27 and 27 candidates."""
+    chosen = zip(arch.space.blocks, arch.candidates, strict=True)
+    choice = [block.candidates.index(candidate) for block, candidate in chosen if block.size > 1]
+    return int(np.ravel_multi_index(choice, (9, 27, 27)))

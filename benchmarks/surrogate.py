@@ -13,7 +13,7 @@ import itertools
 import numpy as np
 from scipy.stats import kendalltau
 
-from benchmarks._nas_bench_macro import SPACE, truth
+from benchmarks._nas_bench_macro import SPACE, row_of, truth
 from benchmarks._report import Result, arguments, at_least, plain, report
 from dna_deploy.calibrate import calibrate, networks_to_train
 
@@ -22,11 +22,6 @@ COUNT = 40
 
 def tau(a: np.ndarray, b: np.ndarray) -> float:
     return float(kendalltau(a, b)[0])
-
-
-def row_of(choice: np.ndarray) -> int:
-    """Its row in the truth, whose blocks have 9, 27 and 27 candidates."""
-    return int(np.ravel_multi_index(tuple(choice), (9, 27, 27)))
 
 
 def one_hot_ridge(digits: np.ndarray, rows: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
@@ -41,12 +36,11 @@ def main() -> None:
     known, space = truth(), SPACE.at(32, 10)
     nothing = [np.zeros(block.size) for block in space.blocks]
     digits = np.array(list(itertools.product(range(3), repeat=8)))
-    assert all(row_of(choice) == row for row, choice in enumerate(known.choices))
     random, balanced, rival, expected, errors = [], [], [], [], []
     for seed in range(draws):
         rng = np.random.default_rng(seed)
         picked = rng.choice(len(known.runs), COUNT, replace=False)
-        designed = np.array([row_of(_searched(arch)) for arch in networks_to_train(space, COUNT, seed)])
+        designed = np.array([row_of(arch) for arch in networks_to_train(space, COUNT, seed)])
         for rows, found in ((picked, random), (designed, balanced)):
             whole = np.insert(known.choices[rows], [0, 3], 0, axis=1)  # stem and head have one candidate
             calibration = calibrate(space, nothing, whole, known.runs[rows, seed % 3] / 100)
@@ -70,11 +64,6 @@ def main() -> None:
             plain("leave-one-out error it states, over the spread", errors, ""),
         ],
     )
-
-
-def _searched(arch) -> np.ndarray:
-    chosen = zip(arch.space.blocks, arch.candidates, strict=True)
-    return np.array([block.candidates.index(candidate) for block, candidate in chosen if block.size > 1])
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def test_without_a_score_the_ops_and_their_cost_are_fitted():
     macs = [np.array([sum(op.macs for op in c.ops) for c in block.candidates]) for block in SPACE.blocks]
     choices, unseen = _drawn(40), _drawn(400, seed=1)
     total = _sum(macs, choices)
-    found = calibrate(SPACE, nothing, choices, total / total.max() * 0.9)
+    found = calibrate(SPACE, nothing, choices, 1 - 1 / (1 + 10 * total / total.max()))
     assert kendalltau(-_sum(found.scores, unseen), _sum(macs, unseen))[0] > 0.9
 
 
