@@ -16,7 +16,8 @@ from dna_deploy.original import Original
 from dna_deploy.plugins import find
 from dna_deploy.progress import say
 from dna_deploy.reference import Graph, Module
-from dna_deploy.run import Picked
+from dna_deploy.report import write_report
+from dna_deploy.run import Pick, Picked
 from dna_deploy.subgraph import onnxruntime_run
 from dna_deploy.table import LatencyTable
 from dna_deploy.verify import LIMITS, Limits, Link, Step, Verification, compare, failures, judge, link, outputs, save_logits
@@ -82,6 +83,8 @@ def export(
     verification = Verification(path.name, digest, original.test.about, links, latency, not_run, there)
     write_json(path.with_name(f"{path.name}{VERIFICATION}"), verification)
     save_logits(path.with_name(f"{path.name}{LOGITS}"), original.test.labels, answers)
+    if original.picked is not None and output is None:
+        say(f"all of it on one page: {write_report(Pick(original.folder.parent))}")
     if not verification.ok:
         last = there or links[-1]
         place = f"{last.file or path}: step {last.step}"

@@ -12,6 +12,7 @@ runs/NAME/                 one teacher, data set and space; serves every device 
     DEVICE-BUDGET/         one network found; DEVICE-BUDGET+DEVICE-BUDGET/ for several devices at once
         architecture.json  pick.json  front.csv  front.png  top.csv
         student.safetensors  student.json
+        report.html        all of it on one page
         export/            what dna-export wrote
 """
 
@@ -198,6 +199,10 @@ class Pick:
     @property
     def export(self) -> Path:
         return self.folder / "export"
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
 
 
 def open_run(name: str | None, asked: Asked) -> Run:

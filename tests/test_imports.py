@@ -27,7 +27,7 @@ ROWS = [  # design.md, from the bottom up; a module may import from rows below i
     {"distill", "rate", "precision", "quantize", "warm"},
     {"train", "run"},
     {"original", "bundle", "found"},
-    {"on_device", "chain", "contents"},
+    {"on_device", "chain", "contents", "report"},
     {"profile", "search", "export", "rebuild", "own_model", "named"},
     {"weigh", "cluster"},
     {"cli"},

@@ -11,7 +11,7 @@ from dna_deploy.predictor import LatencyPredictor
 from dna_deploy.progress import say, show
 from dna_deploy.ratings import load_ratings
 from dna_deploy.rivals import rivalry
-from dna_deploy.run import Beside, Picked, Student
+from dna_deploy.run import Beside, Pick, Picked, Student
 
 
 def picked_answer(found: Found, confidence: float | None) -> dict[str, Any]:
@@ -75,6 +75,15 @@ def trained_answer(found: Found, student: Student | None) -> dict[str, Any]:
         "test_accuracy": student.test_accuracy if student else None,
         "teacher_test_accuracy": student.teacher_test_accuracy if student else None,
     }
+
+
+def reported(pick: Pick) -> dict[str, Any]:
+    """Put all that is known of a pick on one page; tells where it is."""
+    from dna_deploy.report import write_report
+
+    page = write_report(pick)
+    say(f"all of it on one page: {page}")
+    return {"report": str(page)}
 
 
 def _proof(picked: Picked) -> str:

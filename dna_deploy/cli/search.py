@@ -128,7 +128,7 @@ def main(
     All of it is kept in runs/NAME: interrupt it, and the same command goes on; another budget or device picks again from
     the same ratings. Exit codes: 0 found, 1 no network fits, 2 the request is wrong, 3 the machine failed.
     """
-    from dna_deploy.cli._found import picked_answer, trained_answer
+    from dna_deploy.cli._found import picked_answer, reported, trained_answer
     from dna_deploy.limits import Wanted
     from dna_deploy.recipe import recipe
     from dna_deploy.run import Asked, existing_run
@@ -178,7 +178,7 @@ def main(
     student = finish(found, found.budgets[0].predictor, how) if trained else None
     if WORLD > 1:
         dismiss()
-    return {**answer, **trained_answer(found, student)}
+    return {**answer, **trained_answer(found, student), **reported(found.pick)}
 
 
 def _table(device: str | None) -> Path:
