@@ -13,13 +13,13 @@ import numpy as np
 from dna_deploy.arch import Architecture
 from dna_deploy.calibrate import Calibration, calibrate, networks_to_train
 from dna_deploy.data import Images, open_source
-from dna_deploy.errors import RequestError
+from dna_deploy.errors import RequestError, RunError
 from dna_deploy.files import read_json, write_json
 from dna_deploy.found import log_scores
 from dna_deploy.progress import say, show
 from dna_deploy.ratings import Rating, load_ratings, save_ratings
 from dna_deploy.recipe import Training
-from dna_deploy.run import Run
+from dna_deploy.run import Asked, Run, existing_run
 from dna_deploy.search import inherit_and_train, prepare_teacher, splits
 from dna_deploy.space import SearchSpace
 
@@ -36,14 +36,22 @@ class TrainedNetworks:
     schema: str = "dna-deploy/calibration/1"
 
 
+def second_run(name: str, asked: Asked) -> Run:
+    """The run of that name, finished and of the same space as `asked`; refused before anything else is done."""
+    other = existing_run(name)
+    space, size = other.asked.space, other.asked.image_size
+    if (space, size) != (asked.space, asked.image_size):
+        raise RequestError(
+            f"--second {name}: of {space} at {size} px, expected {asked.space} at {asked.image_size} px; make one under another "
+            "teacher with --run NAME --no-train"
+        )
+    if not other.ratings.exists():
+        raise RunError(f"--second {name}: not rated yet; run the dna-search that began it again, it goes on where it stopped")
+    return other
+
+
 def add_second(run: Run, space: SearchSpace, other: Run) -> None:
     """Take the ratings of `other`, the same space under another teacher (or another cut of it), as a second opinion."""
-    asked, own = other.asked, run.asked
-    if (asked.space, asked.image_size) != (own.space, own.image_size):
-        raise RequestError(
-            f"--second {other.folder}: of {asked.space} at {asked.image_size} px, expected {own.space} at {own.image_size} px; "
-            f"make one with --run {other.folder.name}-{own.image_size}px --no-train"
-        )
     ratings, seconds = load_ratings(run.ratings, space.blocks), load_ratings(other.ratings, space.blocks)
     pairs = [(a, b) for name, block in ratings.items() for a, b in zip(block, seconds[name], strict=True)]
     changed = [a for a, b in pairs if a.second != b.relative_l1]
@@ -52,7 +60,7 @@ def add_second(run: Run, space: SearchSpace, other: Run) -> None:
             say("the calibration was of the scores as they were, and is left out; give --calibrate to calibrate these")
         save_ratings(run.ratings, [replace(a, second=b.relative_l1, calibrated=None) for a, b in pairs])
     theirs = {name: [rating.relative_l1 for rating in block] for name, block in seconds.items()}
-    _agreement(f"{other.folder} against {run.folder}", ratings, theirs)
+    _agreement(f"how alike {other.folder} and {run.folder} order the candidates", ratings, theirs)
 
 
 def calibrate_run(run: Run, space: SearchSpace, count: int) -> Calibration:
@@ -111,7 +119,7 @@ def replace_one_run(run: Run, reference: Architecture, images: int) -> None:
     rows = [replace(rating, replace_one=found[rating.block, rating.candidate]) for block in ratings.values() for rating in block]
     save_ratings(run.ratings, rows)
     both = {name: [found[name, rating.candidate] for rating in block] for name, block in ratings.items()}
-    _agreement("replace-one against relative L1", ratings, both)
+    _agreement("how alike replace-one and relative L1 order the candidates", ratings, both)
 
 
 def _agreement(title: str, ratings: dict[str, list[Rating]], others: dict[str, list[float]]) -> None:

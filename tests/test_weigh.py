@@ -14,7 +14,7 @@ from dna_deploy.plugins import find
 from dna_deploy.ratings import load_ratings, save_ratings
 from dna_deploy.run import Asked, Run, open_run
 from dna_deploy.search import rate_all
-from dna_deploy.weigh import TrainedNetworks, add_second, calibrate_run, replace_one_run
+from dna_deploy.weigh import TrainedNetworks, add_second, calibrate_run, replace_one_run, second_run
 from tests.conftest import TINY
 
 
@@ -136,12 +136,14 @@ def test_a_second_teacher_has_half_of_the_say(rated, tmp_path):
             assert row.calibrated is None
 
 
-def test_a_second_run_of_another_space_is_refused(rated, tmp_path):
+def test_a_second_run_that_is_none_is_refused(rated, tmp_path):
     run, space = rated
     other = Run(tmp_path / "other")
+    with pytest.raises(RunError, match="no such run"):
+        second_run(str(other.folder), run.asked)
     write_json(other.folder / "run.json", replace(run.asked, image_size=64))
     with pytest.raises(RequestError, match=r"at 64 px, expected .* at 32 px"):
-        add_second(run, space, other)
+        second_run(str(other.folder), run.asked)
     write_json(other.folder / "run.json", run.asked)
-    with pytest.raises(RunError, match="no ratings there"):
-        add_second(run, space, other)
+    with pytest.raises(RunError, match="not rated yet"):
+        second_run(str(other.folder), run.asked)

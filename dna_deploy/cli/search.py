@@ -131,9 +131,9 @@ def main(
     from dna_deploy.cli._found import picked_answer, reported, trained_answer
     from dna_deploy.limits import Wanted
     from dna_deploy.recipe import recipe
-    from dna_deploy.run import Asked, existing_run
+    from dna_deploy.run import Asked
     from dna_deploy.search import dismiss, finish, join, meet, search
-    from dna_deploy.weigh import add_second, calibrate_run, replace_one_run
+    from dna_deploy.weigh import add_second, calibrate_run, replace_one_run, second_run
 
     if RANK > 0:  # torchrun started it beside the first
         join()
@@ -164,10 +164,11 @@ def main(
     wishes = _wishes(latencies, device, confidence, extrapolate)
     if address:
         from dna_deploy.cluster import rate_on
-    more = second or calibrate  # scores the pick waits for
+    other = second_run(second, asked) if second else None
+    more = other or calibrate  # scores the pick waits for
     found = search(asked, name, wishes, 0 if more else measure_top, wanted, rate_on(address) if address else None)
-    if second:
-        add_second(found.pick.run, found.architecture.space, existing_run(second))
+    if other:
+        add_second(found.pick.run, found.architecture.space, other)
     if calibrate:
         calibrate_run(found.pick.run, found.architecture.space, calibrate)
     if more:
