@@ -137,7 +137,7 @@ def test_a_second_teacher_has_half_of_the_say(rated, tmp_path):
 
 
 def test_a_second_run_that_is_none_is_refused(rated, tmp_path):
-    run, space = rated
+    run, _space = rated
     other = Run(tmp_path / "other")
     with pytest.raises(RunError, match="no such run"):
         second_run(str(other.folder), run.asked)
