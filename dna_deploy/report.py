@@ -1,7 +1,7 @@
 """The report of a network found: one page, complete in itself, with the chain of numbers and where each link comes from."""
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def write_report(pick: Pick) -> Path:
 def page(pick: Pick) -> str:
     arch, picked = Architecture.load(pick.architecture), read_json(pick.picked, Picked)
     student = read_json(pick.student, Student) if pick.student.exists() else None
-    exports = [read_json(file, Verification) for file in sorted(pick.export.glob(f"*{VERIFICATION}"))]
+    exports = list(_exports(pick)) if student else []
     predictor = open_predictor(Path(picked.table), arch.ops, extrapolate=True)
     asked = pick.run.asked
     parts = [
@@ -53,6 +53,14 @@ def page(pick: Pick) -> str:
     title = f"<title>{escape(pick.folder.name)}: {escape(arch.text)}</title>"
     head = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{title}<style>{STYLE}</style></head>'
     return f"{head}\n<body>\n" + "\n".join(part for part in parts if part) + "\n</body></html>\n"
+
+
+def _exports(pick: Pick) -> Iterator[Verification]:
+    """What was exported since the network was trained; the files of one that was found before it may still lie there."""
+    trained = pick.weights.stat().st_mtime
+    for file in sorted(pick.export.glob(f"*{VERIFICATION}")):
+        if file.stat().st_mtime >= trained:
+            yield read_json(file, Verification)
 
 
 def _budgets(picked: Picked) -> str:

@@ -1,6 +1,8 @@
 """The page of a network found: its figures are those of the files, it is complete in itself, and it is HTML."""
 
+import os
 import re
+import time
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -76,6 +78,7 @@ def test_a_network_that_was_only_picked(found):
 def test_every_link_of_the_chain_is_on_it(found):
     folder, predicted = found.pick, found.picked.predicted_ms
     write_json(folder.student, Student(0.8125, 0.875, 64, 1, 1.1 * predicted, predicted, 1.2 * predicted, 0.9))
+    folder.weights.touch()
     paired = Paired(0.8125, 0.796875, 2, 1, 1.0, -0.03, 0.06)
     same = Comparison("images", 8, 64, 0.96875, 1, 0.03, 0.01, 0.99, 1.5, paired, ok=False)
     link = Link("int8", "torch", "int8", "model-int8.onnx", "ab" * 32, ["head: too wide"], Limits(1, 1, 0, 0), [same])
@@ -89,6 +92,8 @@ def test_every_link_of_the_chain_is_on_it(found):
     assert "87.50%" in text and "81.25%" in text and "96.88%" in text and "failed" in text
     assert "kept in float: head: too wide" in text and "b1.0 puts out <noise>" in text
     assert "points lost" not in text  # of an export that failed
+    os.utime(folder.weights, (time.time() + 60,) * 2)
+    assert "failed" not in read(page(folder))  # that was of an earlier network
 
 
 def test_it_goes_along_with_what_is_there(found):
