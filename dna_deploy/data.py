@@ -2,8 +2,10 @@
 
 import importlib.util
 import itertools
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +18,11 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from dna_deploy.machine import Machine
+
 CACHE_BYTES = 1 << 30  # decoded images are kept in memory up to this much
+THREADS = max(4, os.cpu_count() or 1)  # that decode images
+AHEAD = 3  # batches decoded before they are asked for
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 TEST_SHARE, HELD_OUT_SHARE = 0.25, 0.15  # of all images; of those left for training
 
@@ -102,12 +108,27 @@ class Images:
 
     def batch(self, places: Sequence[int]) -> "torch.Tensor":
         """Images at these places (0 to len - 1)."""
+        return next(self.batches([places]))
+
+    def batches(self, wanted: Iterable[Sequence[int]]) -> "Iterator[torch.Tensor]":
+        """The images at each of these lists of places; while one batch is worked on, threads decode the next ones."""
         import torch
 
         if self._cached is not None:
-            return self._cached[torch.as_tensor(places)]
-        with ThreadPoolExecutor(4) as pool:
-            return torch.from_numpy(_stack(list(pool.map(lambda place: self._decode(self.indices[place]), places))))
+            for places in wanted:
+                yield self._cached[torch.as_tensor(places)]
+            return
+        pool = ThreadPoolExecutor(THREADS)  # Pillow decodes and scales without holding the interpreter
+        ahead: deque[list[Future[Any]]] = deque()
+        try:
+            for places in wanted:
+                ahead.append([pool.submit(self._decode, self.indices[place]) for place in places])
+                if len(ahead) > AHEAD:
+                    yield torch.from_numpy(_stack([image.result() for image in ahead.popleft()]))
+            while ahead:
+                yield torch.from_numpy(_stack([image.result() for image in ahead.popleft()]))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     @cached_property
     def _cached(self) -> "torch.Tensor | None":
@@ -115,7 +136,7 @@ class Images:
 
         if len(self) * 3 * self.size**2 > CACHE_BYTES:
             return None
-        with ThreadPoolExecutor(4) as pool:
+        with ThreadPoolExecutor(THREADS) as pool:
             return torch.from_numpy(_stack(list(pool.map(self._decode, self.indices))))
 
     def open(self, place: int) -> Any:
@@ -214,6 +235,19 @@ def parts_of(places: Sequence[int], count: int) -> "list[tuple[int, Sequence[int
     count = min(count, len(places))
     ends = [len(places) * part // count for part in range(count + 1)]
     return [(begin, places[begin:end]) for begin, end in itertools.pairwise(ends)]
+
+
+def shares(
+    batches: Sequence[Sequence[int]], machine: "Machine", accumulate: int, seed: int, first: int
+) -> list[list[tuple[Sequence[int], Augmentation]]]:
+    """What this process works of each batch: its parts, with the augmentation they get in steps number `first` and on."""
+    return [
+        [
+            (some, Augmentation(seed * 1_000_003 + at, len(places), begin))
+            for begin, some in machine.own(parts_of(places, accumulate * machine.world))
+        ]
+        for at, places in enumerate(batches, first)
+    ]
 
 
 def open_source(spec: str, root: str | None = None) -> Source:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from dna_deploy.checkpoint import load_checkpoint, save_checkpoint
-from dna_deploy.data import Augmentation, epoch_batches, parts_of
+from dna_deploy.data import epoch_batches, shares
 from dna_deploy.errors import MachineError
 from dna_deploy.lessons import Lessons
 from dna_deploy.machine import CPU, Machine, one_update_a_step
@@ -113,14 +113,16 @@ def distill(supernet: Supernet, lessons: Lessons, how: Distillation, checkpoint:
             watch = Watch(
                 f"distillation diverged in epoch {epoch + 1}", machine, [part.piece.block.name for part in supernet.pieces]
             )
-            for number, places in enumerate(epoch_batches(len(lessons), how.batch, how.seed, epoch)):
-                at = epoch * steps + number
+            batches = epoch_batches(len(lessons), how.batch, how.seed, epoch)
+            own = shares(batches, machine, how.accumulate, how.seed, epoch * steps)
+            taught = lessons.batches([part for parts in own for part in parts])
+            for at, (places, parts) in enumerate(zip(batches, own, strict=True), epoch * steps):
                 set_rate(optimizer, how.learning_rate, at / (how.epochs * steps))
                 optimizer.zero_grad(set_to_none=True)
                 paths = [drawn_at(part.piece.block, how, at) for part in supernet.pieces]
-                for begin, some in machine.own(parts_of(places, how.accumulate * machine.world)):
+                for some, _ in parts:
                     with machine.autocast():
-                        image, features = lessons.batch(some, Augmentation(how.seed * 1_000_003 + at, len(places), begin))
+                        image, features = next(taught)
                     watch.add(step(supernet, features, image, paths, machine, len(some) / len(places)))
                 machine.gather(supernet.parameters())
                 optimizer.step()

@@ -4,7 +4,7 @@ The teacher's pass costs about as much as the training of the blocks. Where the 
 are the same in every epoch, and in every experiment, so they are computed once and read from then on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,8 @@ from dna_deploy.teacher import Teacher
 
 CHUNK = 256  # images between two marks of how far the computing came
 
+Lesson = tuple[torch.Tensor, list[torch.Tensor]]  # images, and the teacher's features for them
+
 
 class Lessons:
     """Images and the teacher's features for them, computed for each batch."""
@@ -30,9 +32,17 @@ class Lessons:
     def __len__(self) -> int:
         return len(self.images)
 
-    def batch(self, places: Sequence[int], augmentation: Augmentation | None = None) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def batch(self, places: Sequence[int], augmentation: Augmentation | None = None) -> Lesson:
+        """One of `batches`."""
+        return next(self.batches([(places, augmentation)]))
+
+    def batches(self, wanted: Sequence[tuple[Sequence[int], Augmentation | None]]) -> Iterator[Lesson]:
         """The images at these places as the teacher takes them, and its features, one a piece, on the teacher's device."""
-        pixels = sent(self.images.batch(places), next(self.teacher.model.parameters()).device)
+        device = next(self.teacher.model.parameters()).device
+        for pixels, (places, augmentation) in zip(self.images.batches(places for places, _ in wanted), wanted, strict=True):
+            yield self._taught(sent(pixels, device), places, augmentation)
+
+    def _taught(self, pixels: torch.Tensor, places: Sequence[int], augmentation: Augmentation | None) -> Lesson:
         image = self.teacher.preprocessing(pixels if augmentation is None else augmentation(pixels))
         return image, self.teacher.features(image)
 
@@ -40,7 +50,7 @@ class Lessons:
 class KeptLessons(Lessons):
     """The same from features kept in `folder` as float16, one memory-mapped file a cut; an interrupted pass goes on.
 
-    Images are never augmented, whatever `batch` is told.
+    Images are never augmented, whatever is asked for.
     """
 
     def __init__(self, teacher: Teacher, images: Images, folder: Path) -> None:
@@ -49,14 +59,13 @@ class KeptLessons(Lessons):
         self.names = [*(cut.name for cut in teacher.cuts if cut is not None), "logits"]
         self._kept = self._prepare()
 
-    def batch(self, places: Sequence[int], augmentation: Augmentation | None = None) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        device = next(self.teacher.model.parameters()).device
+    def _taught(self, pixels: torch.Tensor, places: Sequence[int], augmentation: Augmentation | None) -> Lesson:
         order = np.asarray(places)
-        image = self.teacher.preprocessing(sent(self.images.batch(places), device))
-        return image, [_loaded(kept[order], device) for kept in self._kept]
+        return self.teacher.preprocessing(pixels), [_loaded(kept[order], pixels.device) for kept in self._kept]
 
     def _prepare(self) -> "list[np.memmap[Any, Any]]":
-        first = [_stored(name, feature) for name, feature in zip(self.names, super().batch([0])[1], strict=True)]
+        plain = Lessons(self.teacher, self.images)
+        first = [_stored(name, feature) for name, feature in zip(self.names, plain.batch([0])[1], strict=True)]
         shapes = [list(feature.shape[1:]) for feature in first]
         wanted = _Contents(self.teacher.name, dict(zip(self.names, shapes, strict=True)), len(self), 0)
         mark = self.folder / "features.json"
@@ -66,22 +75,22 @@ class KeptLessons(Lessons):
         if kept.done < len(self):
             with disk_errors(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                self._compute(kept, mark)
+                self._compute(plain, kept, mark)
         found = [self._open(name, wanted.shapes[name], "r") for name in self.names]
         if not np.allclose(found[-1][0], first[-1][0], rtol=1e-2, atol=1e-2):
             raise RunError(f"{self.folder}: the teacher says otherwise of the first image now; give another folder")
         return found
 
-    def _compute(self, kept: "_Contents", mark: Path) -> None:
+    def _compute(self, plain: Lessons, kept: "_Contents", mark: Path) -> None:
         if list(kept.shapes) != self.names:
             raise RunError(f"{self.folder}: begun with features {', '.join(kept.shapes)}; finish it with the same ones")
         files = [self._open(name, kept.shapes[name], "r+" if kept.done else "w+") for name in self.names]
         with bar("the teacher's features", len(self)) as advance:
             advance(kept.done)
-            for first in range(kept.done, len(self), CHUNK):
-                places = range(first, min(first + CHUNK, len(self)))
-                for name, file, feature in zip(self.names, files, super().batch(places)[1], strict=True):
-                    file[first : places.stop] = _stored(name, feature)
+            chunks = [range(first, min(first + CHUNK, len(self))) for first in range(kept.done, len(self), CHUNK)]
+            for places, (_, features) in zip(chunks, plain.batches([(places, None) for places in chunks]), strict=True):
+                for name, file, feature in zip(self.names, files, features, strict=True):
+                    file[places.start : places.stop] = _stored(name, feature)
                     file.flush()
                 write_json(mark, replace(kept, done=places.stop))
                 advance(len(places))

@@ -26,8 +26,7 @@ def rate(supernet: Supernet, lessons: Lessons, places: Sequence[int], batch: int
     total = sum(part.piece.block.size for part in _searched(supernet)) * len(batches)
     supernet.train()  # BatchNorm by the batch's own statistics
     with torch.no_grad(), frozen_statistics(supernet), bar("rating every candidate", total) as advance:
-        for some in batches:
-            image, features = lessons.batch(some)
+        for some, (image, features) in zip(batches, lessons.batches([(some, None) for some in batches]), strict=True):
             for part, into, target in supernet.lessons(image, features):
                 if part.piece.block.size == 1:
                     continue
@@ -57,8 +56,7 @@ def replace_one(
     sums: dict[tuple[str, str], torch.Tensor] = {}
     supernet.train()
     with torch.no_grad(), frozen_statistics(supernet), bar("replacing one block", len(batches) * len(chain)) as advance:
-        for some in batches:
-            x, features = lessons.batch(some)
+        for some, (x, features) in zip(batches, lessons.batches([(some, None) for some in batches]), strict=True):
             taught = features[-1].log_softmax(1)
             for at, (part, own) in enumerate(chain):
                 if part.piece.block.size > 1:

@@ -19,7 +19,7 @@ from torch.nn import functional
 from dna_deploy.arch import Architecture
 from dna_deploy.checkpoint import load_checkpoint, save_checkpoint
 from dna_deploy.crops import Crops, crops
-from dna_deploy.data import Augmentation, Images, Preprocessing, epoch_batches, parts_of, sent
+from dna_deploy.data import Augmentation, Images, Preprocessing, epoch_batches, sent, shares
 from dna_deploy.distill import Watch, noise_to_signal
 from dna_deploy.errors import RequestError
 from dna_deploy.machine import CPU, Machine, one_update_a_step
@@ -69,9 +69,9 @@ def train(
     drop_connect(network, how.drop_connect)
     batch = min(how.batch, len(images))
     machine.require_shares(batch, how.accumulate)
-    if how.mixup and batch % (2 * how.accumulate * machine.world):
-        parts = how.accumulate * machine.world
-        raise RequestError(f"mixup pairs images: a batch of {batch} in {parts} parts leaves some over; make it divide evenly")
+    count = how.accumulate * machine.world
+    if how.mixup and batch % (2 * count):
+        raise RequestError(f"mixup pairs images: a batch of {batch} in {count} parts leaves some over; make it divide evenly")
     steps = len(epoch_batches(len(images), how.batch, how.seed, 0))
     optimizer, schedule = _optimizer(trained, how, steps)
     ema = ModelEmaV3(network, how.ema, use_warmup=True) if how.ema else None
@@ -85,14 +85,15 @@ def train(
             network.train()
             watch = Watch(f"{text} diverged in epoch {epoch + 1}", machine)
             batches = epoch_batches(len(images), how.batch, how.seed, epoch)
-            pixels = _varied(images, how, epoch, batches, machine)
-            for at, places in enumerate(batches, epoch * steps):
+            own = shares(batches, machine, how.accumulate, how.seed, epoch * steps)
+            pixels = _varied(images, how, epoch, [part for parts in own for part in parts], machine.device)
+            for at, (places, parts) in enumerate(zip(batches, own, strict=True), epoch * steps):
                 schedule.step_update(at)
                 optimizer.zero_grad(set_to_none=True)
-                for begin, some in machine.own(parts_of(places, how.accumulate * machine.world)):
+                for some, drawn in parts:
                     x = preprocessing(next(pixels))
                     labels = sent(images.labels[some], machine.device)
-                    _seed(how.seed, at * len(places) + begin)
+                    _seed(how.seed, at * len(places) + drawn.first)
                     if mixup:
                         x, labels = mixup(x, labels)
                     with machine.autocast():
@@ -155,18 +156,15 @@ def _optimizer(trained: nn.Module, how: Training, steps: int) -> tuple[torch.opt
 
 
 def _varied(
-    images: Images, how: Training, epoch: int, batches: Sequence[Sequence[int]], machine: Machine
+    images: Images, how: Training, epoch: int, parts: Sequence[tuple[Sequence[int], Augmentation]], device: torch.device
 ) -> Iterator[torch.Tensor]:
     """The augmented pixels of every part of every batch of an epoch, on the device."""
-    count = how.accumulate * machine.world
+    places = [some for some, _ in parts]
     if how.augmentation != "shift":
-        varied = Crops(images, how.augmentation, how.color_jitter)
-        parts = [some for places in batches for _, some in machine.own(parts_of(places, count))]
-        yield from crops(varied, parts, how.seed * 1_000_003 + epoch, machine.device)
+        yield from crops(Crops(images, how.augmentation, how.color_jitter), places, how.seed * 1_000_003 + epoch, device)
         return
-    for at, places in enumerate(batches, epoch * len(batches)):
-        for begin, some in machine.own(parts_of(places, count)):
-            yield Augmentation(how.seed * 1_000_003 + at, len(places), begin)(sent(images.batch(some), machine.device))
+    for pixels, (_, vary) in zip(images.batches(places), parts, strict=True):
+        yield vary(sent(pixels, device))
 
 
 def _seed(seed: int, at: int) -> None:
@@ -200,8 +198,8 @@ def settle_statistics(
     device = next(network.parameters()).device
     network.train()
     with torch.no_grad():
-        for start in range(0, len(places), batch):
-            network(preprocessing(sent(images.batch(places[start : start + batch]), device)))
+        for pixels in images.batches(places[start : start + batch] for start in range(0, len(places), batch)):
+            network(preprocessing(sent(pixels, device)))
     network.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
@@ -212,9 +210,8 @@ def logits_of(network: nn.Module, images: Images, preprocessing: Preprocessing, 
     device = next(network.parameters()).device
     network.eval()
     with torch.no_grad():
-        starts = range(0, len(images), batch)
-        places = (range(start, min(start + batch, len(images))) for start in starts)
-        return torch.cat([network(preprocessing(sent(images.batch(list(some)), device))) for some in places]).cpu()
+        places = (range(start, min(start + batch, len(images))) for start in range(0, len(images), batch))
+        return torch.cat([network(preprocessing(sent(pixels, device))) for pixels in images.batches(places)]).cpu()
 
 
 def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:

@@ -1,11 +1,16 @@
 """Data: splits, decoding, augmentation, and the answers to data that cannot be used."""
 
+import threading
+import time
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from dna_deploy.data import (
+    AHEAD,
     Augmentation,
     Images,
     Preprocessing,
@@ -91,6 +96,39 @@ def test_an_unreadable_image_is_named(folder):
     source = open_source(str(folder))
     with pytest.raises(DataError, match=r"red/3\.png: not a readable image"):
         Images(source, range(20), size=8).batch([0])
+
+
+def test_what_memory_does_not_hold_is_decoded_ahead_and_in_order(folder, monkeypatch):
+    source, opened = open_source(str(folder)), set()
+    at_once = Images(source, range(20), size=8).batch(range(20))
+
+    def noting(index):
+        opened.add(index)
+        return source.open(index)
+
+    monkeypatch.setattr("dna_deploy.data.CACHE_BYTES", 0)
+    images = Images(replace(source, open=noting), range(20), size=8)
+    wanted = [[place, 19 - place] for place in range(10)]
+    batches = images.batches(wanted)
+    first = next(batches)
+    within = time.monotonic() + 30
+    while len(opened) < 2 * (1 + AHEAD) and time.monotonic() < within:
+        time.sleep(0.001)
+    assert opened == {place for pair in wanted[: 1 + AHEAD] for place in pair}  # these and no more until they are asked for
+    torch.testing.assert_close(torch.cat([first, *batches]), at_once[torch.tensor(wanted).flatten()])
+    begun = images.batches(wanted)
+    next(begun)
+    begun.close()  # a training that stops in the middle
+    assert not [thread for thread in threading.enumerate() if "ThreadPoolExecutor" in thread.name]
+
+
+def test_an_unreadable_image_is_named_when_its_batch_is_due(folder, monkeypatch):
+    (folder / "red" / "3.png").write_bytes(b"not an image")
+    monkeypatch.setattr("dna_deploy.data.CACHE_BYTES", 0)
+    batches = Images(open_source(str(folder)), range(20), size=8).batches([[0], [13]])
+    assert next(batches).shape == (1, 3, 8, 8)
+    with pytest.raises(DataError, match=r"red/3\.png: not a readable image"):
+        next(batches)
 
 
 @pytest.mark.parametrize("spec", ["nowhere", "./nowhere"])

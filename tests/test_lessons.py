@@ -39,11 +39,12 @@ def test_an_interrupted_pass_goes_on(teacher, images, tmp_path, monkeypatch):
     seen = []
 
     class Stopping(Images):
-        def batch(self, places):
-            seen.append(list(places))
-            if len(seen) == 4:
-                raise KeyboardInterrupt
-            return super().batch(places)
+        def batches(self, wanted):
+            for places in wanted:
+                seen.append(list(places))
+                if len(seen) == 4:
+                    raise KeyboardInterrupt
+                yield from super().batches([places])
 
     stopping = Stopping(images.source, images.indices, 32)
     with pytest.raises(KeyboardInterrupt):

@@ -135,9 +135,10 @@ def test_a_step_in_parts_has_the_mean_gradient_of_its_parts(tiny, teacher, image
         return Supernet(tiny, teacher)
 
     class Noting(Lessons):
-        def batch(self, places, augmentation=None):
-            seen.append(super().batch(places, augmentation))
-            return seen[-1]
+        def batches(self, wanted):
+            for lesson in super().batches(wanted):
+                seen.append(lesson)
+                yield lesson
 
     few = Images(images.source, images.indices[:12], 32)
     supernet = made()
@@ -184,11 +185,12 @@ class _Interrupting(Lessons):
         super().__init__(teacher, images)
         self.left = after
 
-    def batch(self, places, augmentation=None):
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
-        return super().batch(places, augmentation)
+    def batches(self, wanted):
+        for lesson in super().batches(wanted):
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+            yield lesson
 
 
 def _loss(supernet, teacher, images):
