@@ -86,3 +86,22 @@ def test_help_needs_no_heavy_package(command):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and "Usage:" in done.stdout
     assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", ["profile", "search", "export", "train"])
+def test_help_shows_every_option_once_and_the_sections_named(command):
+    import importlib
+
+    import click
+    from click.testing import CliRunner
+
+    main = importlib.import_module(f"dna_deploy.cli.{command}").main
+    headings = [*(main.sections.values() or ["Options"]), "General"]
+    about, _, text = CliRunner().invoke(main, ["--help"]).output.partition(f"\n{headings[0]}:\n")
+    assert about.startswith("Usage:")
+    flags = [param.opts[0] for param in main.params if isinstance(param, click.Option)]
+    shown = [line.split()[0].rstrip(",") for line in text.splitlines() if line.startswith("  -")]
+    assert sorted(shown) == sorted([*flags, "-h"])
+    names = [param.name for param in main.params]
+    assert set(main.sections) <= set(names)  # each is where an option is
+    assert [line.rstrip(":") for line in text.splitlines() if line.endswith(":") and line[0] != " "] == headings[1:]

@@ -5,7 +5,8 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import click
@@ -105,9 +106,42 @@ class Duration(click.ParamType[float]):
         return float(match[1]) * (60 if match[2] == "min" else 1)
 
 
-def command(function: Callable[..., dict[str, Any]]) -> click.Command:
-    """A command from a recipe that returns its result; deliberate errors become one line and an exit code."""
+class Sectioned(click.Command):
+    """A command whose help shows its options in sections, each from the option `sections` names on."""
 
+    sections: Mapping[str, str] = MappingProxyType({})
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        found: dict[str, list[tuple[str, str]]] = {}
+        heading = "Options"
+        for param in self.get_params(ctx):
+            heading = self.sections.get(param.name or "", heading)
+            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
+            if record is not None:
+                found.setdefault("General" if param.name in ("as_json", "version", "help") else heading, []).append(record)
+        general = found.pop("General")
+        for heading, records in [*found.items(), ("General", general)]:
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+def command(**sections: str) -> Callable[[Callable[..., dict[str, Any]]], click.Command]:
+    """A command from a recipe that returns its result; deliberate errors become one line and an exit code.
+
+    `sections` says by the names of its parameters where a section of its help begins.
+    """
+
+    def made(function: Callable[..., dict[str, Any]]) -> click.Command:
+        named = type("Sectioned", (Sectioned,), {"sections": sections})
+        settings = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 120}
+        described = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")
+        whole: click.Command = click.command(None, named, context_settings=settings)(described(_answering(function)))
+        return click.version_option(__version__, prog_name="dna-deploy")(whole)
+
+    return made
+
+
+def _answering(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
     @functools.wraps(function)
     def run(as_json: bool, **values: Any) -> None:
         logging.basicConfig(format="%(message)s")
@@ -131,6 +165,4 @@ def command(function: Callable[..., dict[str, Any]]) -> click.Command:
         if as_json and result:
             click.echo(json.dumps(result))
 
-    described = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")(run)
-    settings = {"help_option_names": ["-h", "--help"], "show_default": True}
-    return click.version_option(__version__, prog_name="dna-deploy")(click.command(context_settings=settings)(described))
+    return run

@@ -16,9 +16,16 @@ if TYPE_CHECKING:
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-@command
+@command(format_="The file", name="The network", device="The check", verify="A bundle that is there")
 @click.option("--format", "format_", default="onnx", help="onnx, openvino, executorch, torch, tensorrt, or a path ending in .py.")
 @click.option("--precision", help="fp32, fp16, bf16 or int8, where the format has it; fp32 if left out.")
+@click.option("--opset", type=POSITIVE, help="ONNX operator set; the one the format reads best if left out.")
+@click.option("--largest-batch", type=POSITIVE, default=8, help="Every batch size up to it will run; 1, 2, 3 and it are tried.")
+@click.option(
+    "--compute-capability", help="GPU that a TensorRT engine is for, such as 8.6; the one at hand, else all from 8.0 on."
+)
+@click.option("--output", type=FILE, help="File to write; export/model.* of the run, or exports/MODEL/model.* if left out.")
+@click.option("--zip", "zipped", is_flag=True, help="Write the bundle as one file as well, beside its folder.")
 @click.option("--run", "name", help="Run, or one network of it such as runs/NAME/cpu-3ms; the last one found if left out.")
 @click.option("--model", help="Instead of a run: any timm model by name, or a .py file whose MODEL() returns a module.")
 @click.option("--weights", type=FILE, help="Checkpoint of --model: .safetensors, a .pth state dict, or random.")
@@ -26,12 +33,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--data-root", help="Where the files of a timm data set lie.")
 @click.option("--image-size", type=POSITIVE, help="Input side of --model in pixels; its own if left out.")
 @click.option("--labels", type=FILE, help="Class names of --model, one a line.")
-@click.option("--output", type=FILE, help="File to write; export/model.* of the run, or exports/MODEL/model.* if left out.")
-@click.option("--opset", type=POSITIVE, help="ONNX operator set; the one the format reads best if left out.")
-@click.option("--largest-batch", type=POSITIVE, default=8, help="Every batch size up to it will run; 1, 2, 3 and it are tried.")
-@click.option(
-    "--compute-capability", help="GPU that a TensorRT engine is for, such as 8.6; the one at hand, else all from 8.0 on."
-)
+@click.option("--device", help="Run the ONNX file there too, over the whole test set: cpu, pixel, or one of your devices.toml.")
 @click.option("--max-difference", type=float, help="Largest difference from the step before that is accepted.")
 @click.option(
     "--max-drop",
@@ -39,12 +41,10 @@ FILE = click.Path(path_type=Path, dir_okay=False)
     help="Accuracy an export may lose, 0.5% if left out; int8 layers go back to float until held-out images keep to it.",
 )
 @click.option("--max-latency", "max_ms", type=Latency(), help="Measured latency above it is exit code 1.")
-@click.option("--zip", "zipped", is_flag=True, help="Write the bundle as one file as well, beside its folder.")
 @click.option("--verify", type=click.Path(path_type=Path), help="Check a bundle (folder or .zip) instead of exporting.")
 @click.option(
     "--rebuild", type=click.Path(path_type=Path), help="Make the ONNX files of a bundle again and compare them byte by byte."
 )
-@click.option("--device", help="Run the ONNX file there too, over the whole test set: cpu, pixel, or one of your devices.toml.")
 def main(
     format_: str,
     precision: str | None,

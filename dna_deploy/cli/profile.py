@@ -11,8 +11,14 @@ from dna_deploy.cli._command import POSITIVE, Duration, command
 SHARE = click.FloatRange(min=0, max=1, min_open=True)
 
 
-@command
+@command(device="The device", space="What is measured", model="Instead of that")
 @click.option("--device", default="cpu", help="Device to measure, by name; --list shows them.")
+@click.option("--address", help="Which device, where several are attached: a serial, a model such as 'Pixel 8', a host.")
+@click.option("--threads", type=POSITIVE, help="Threads of the runtime; the device's own setting if left out.")
+@click.option("--cores", help="Cores to pin to: 0 or 0-3 here; prime, big, little or a hexadecimal mask on a phone.")
+@click.option("--provider", help="ONNX Runtime's execution provider: cpu; on a phone also xnnpack, or nnapi where it answers.")
+@click.option("--runtime", help="Runtime to use; on a phone also an onnxruntime-android AAR or .so file.")
+@click.option("--mode", help="fixed: an Android phone's clocks at a level it can hold, below its best.")
 @click.option("--space", default="mobile", help="Search space: a name, a path ending in .py, or derived:TEACHER.")
 @click.option("--image-size", type=POSITIVE, default=224, help="Input side in pixels.")
 @click.option("--classes", type=POSITIVE, default=1000, help="Number of classes; a network with fewer is bounded by it.")
@@ -22,12 +28,6 @@ SHARE = click.FloatRange(min=0, max=1, min_open=True)
     default=20,
     help="Whole networks measured beside the ops, to correct and judge their sums.",
 )
-@click.option("--threads", type=POSITIVE, help="Threads of the runtime; the device's own setting if left out.")
-@click.option("--cores", help="Cores to pin to: 0 or 0-3 here; prime, big, little or a hexadecimal mask on a phone.")
-@click.option("--address", help="Which device, where several are attached: a serial, a model such as 'Pixel 8', a host.")
-@click.option("--provider", help="ONNX Runtime's execution provider: cpu; on a phone also xnnpack, or nnapi where it answers.")
-@click.option("--runtime", help="Runtime to use; on a phone also an onnxruntime-android AAR or .so file.")
-@click.option("--mode", help="fixed: an Android phone's clocks at a level it can hold, below its best.")
 @click.option("--table", type=click.Path(path_type=Path), help="Table file; latency_tables/DEVICE.jsonl if left out.")
 @click.option("--budget", type=Duration(), default="2min", help="Time to measure; what does not fit is predicted.")
 @click.option(

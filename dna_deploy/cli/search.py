@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from dna_deploy.budget import Wish
 
 
-@command
+@command(
+    latencies="Budgets",
+    teacher="Teacher, images, space",
+    teacher_epochs="Candidates",
+    recipe_name="The network found",
+    accumulate="The machine",
+)
 @click.option(
     "--latency",
     "latencies",
@@ -57,11 +63,8 @@ if TYPE_CHECKING:
 @click.option("--run", "name", help="Run folder under runs/; named after data, space and size if left out.")
 @click.option("--teacher-epochs", type=POSITIVE, default=4, help="Fine-tuning of the teacher where its classes differ.")
 @click.option("--distill-epochs", type=POSITIVE, default=4, help="Block-wise training of all candidates.")
-@click.option("--distill-batch", type=POSITIVE, default=16, help="Its batch size; learning rates grow with its root.")
-@click.option("--fair", is_flag=True, help="Divide each of these batches among paths that use every op of a layer once.")
-@click.option("--accumulate", type=POSITIVE, default=1, help="Work each batch in so many parts, to need less memory.")
-@click.option("--amp/--no-amp", default=None, help="Forward passes in bfloat16; on a GPU that has it if left out.")
-@click.option("--keep-features", is_flag=True, help="Compute the teacher's features once, onto disk; no augmentation then.")
+@click.option("--distill-batch", type=POSITIVE, default=16, help="Its batch size; the learning rate grows with its root.")
+@click.option("--fair", is_flag=True, help="Divide each of its batches among paths that use every op of a layer once.")
 @click.option("--rating-images", type=POSITIVE, default=128, help="Held-out images every candidate is rated on.")
 @click.option("--second", help="Average the scores with those of that run: the same space under another teacher.")
 @click.option(
@@ -76,13 +79,16 @@ if TYPE_CHECKING:
     default="finish",
     help="How the found network is trained: finish, from its block weights; scratch, DNA's published recipe; or a .toml file.",
 )
+@click.option("--epochs", type=POSITIVE, help="Of that training; the recipe's if left out.")
+@click.option("--batch", type=POSITIVE, help="Its batch size, with a learning rate to match; the recipe's if left out.")
+@click.option("--train/--no-train", "trained", default=True, help="Train the found network, or only pick it.")
+@click.option("--accumulate", type=POSITIVE, default=1, help="Work each batch in so many parts, to need less memory.")
+@click.option("--amp/--no-amp", default=None, help="Forward passes in bfloat16; on a GPU that has it if left out.")
+@click.option("--keep-features", is_flag=True, help="Compute the teacher's features once, onto disk; no augmentation then.")
 @click.option(
     "--ray", "address", help="Train blocks as jobs on the Ray cluster at HOST:PORT; the run on storage all machines share."
 )
-@click.option("--epochs", type=POSITIVE, help="Of that training; the recipe's if left out.")
-@click.option("--batch", type=POSITIVE, help="Its batch size, with a learning rate to match; the recipe's if left out.")
 @click.option("--seed", default=0, help="Of everything random.")
-@click.option("--train/--no-train", "trained", default=True, help="Train the found network, or only pick it.")
 def main(
     latencies: tuple[tuple[str | None, float], ...],
     device: str | None,

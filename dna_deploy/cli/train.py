@@ -8,7 +8,7 @@ import click
 from dna_deploy.cli._command import POSITIVE, command
 
 
-@command
+@command()
 @click.argument("network")
 @click.option("--recipe", "recipe_name", default="scratch", help="scratch is DNA's published one; or a .toml file of your own.")
 @click.option("--data", default="elpv", help="Image folder, elpv, digits, or a name timm.data reads (hfds/..., torch/...).")
