@@ -57,6 +57,7 @@ RESULTS = Path(__file__).with_name("results") / "faults.jsonl"
 HALF_A_POINT = 0.005
 INT8 = replace(LIMITS["int8"], accuracy_drop=HALF_A_POINT)
 STEPS = 5  # of a clean chain
+SEEDS = range(5, 10)  # of faults that were never looked at while the search was written; seeds 0 to 4 and 100 to 129 were
 SEARCHED = 8  # images that the search runs on
 KINDS = ["weight", "padding", "channels", "BatchNorm eps", "activation", "Q/DQ", "transposed input", "mean or std"]
 
@@ -371,12 +372,12 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="a finished network of a run of dna-search, such as runs/NAME/cpu-2ms")
     parser.add_argument("--images", type=int, default=656, help="test images at most")
     asked = parser.parse_args()
-    each, networks = (1, 1) if asked.quick else (5, 8)
+    seeds, networks = (SEEDS[:1], 1) if asked.quick else (SEEDS, 8)
     pick = Pick(asked.run) if asked.run else None
     student = sha256(pick.weights)[:12] if pick else None
     done = kept(student)
     planted = {(row["kind"], row["seed"]) for row in done if "kind" in row}
-    left = [(kind, seed) for seed in range(each) for kind in KINDS if (kind, seed) not in planted]
+    left = [(kind, seed) for seed in seeds for kind in KINDS if (kind, seed) not in planted]
     clean = Counter(row["network"] for row in done if "clean" in row)
     if pick is None and (left or len(clean) < networks):
         parser.error("--run: expected a finished network of a run of dna-search, such as runs/NAME/cpu-2ms")

@@ -17,7 +17,7 @@ import numpy as np
 
 from dna_deploy.exporters.onnx import scopes
 from dna_deploy.reference import Pair, Reference
-from dna_deploy.rounding import TIMES, off, plain, rounding
+from dna_deploy.rounding import TIMES, channel_axis, off, plain, rounding
 from dna_deploy.subgraph import cut, entering, marked, onnxruntime_run, segment, shapes_of, types_of
 
 if TYPE_CHECKING:
@@ -111,9 +111,11 @@ def locate(
     fixed = {part.name for part in suspect.graph.initializer}
     dequantized = [node for node in suspect.graph.node if node.op_type == "DequantizeLinear"]
     clipped = {node.output[0] for node in dequantized if node.input[0] not in fixed}
+    by_channel = {node.output[0]: _axis(node) for node in dequantized if node.input[0] in fixed}
+    axes = {pair.reference: by_channel[pair.suspect] for pair in pairs if pair.suspect in by_channel}
     runs, most, boundary, searched = 0, 0, [Pair(name, name) for name in inputs], pairs
     changed, fused_only = 0.0, False
-    bad: tuple[Pair, Array, Array, Array] | None = None
+    bad: tuple[Pair, Array, Array, Array, int | None] | None = None
     if reference.graph is not None and (other := _other_shape(reference.graph, suspect, pairs)) is not None:
         return Search(_describe(suspect, *other), len(pairs), 0, 0, 0.0, False)
     while True:
@@ -124,7 +126,7 @@ def locate(
         right |= reference.values([name for name in wanted if name not in inputs], inputs)
         given = {pair.suspect: right[pair.reference] for pair in (*boundary, *marks)}
         found = run_part(cut(suspect, given, [pair.suspect for pair in marks], types), entering(given, types))
-        noise = rounding(noisy, marks, boundary, right, precision, found if reference.graph is None else None)
+        noise = rounding(noisy, marks, boundary, right, precision, axes, found if reference.graph is None else None)
         runs, most = runs + 3, max(most, len(set(wanted) - set(inputs)), len(marks))
         if searched is pairs:  # marks alone must not change what is looked for
             alone, beside = run(suspect, inputs), run_part(marked(suspect, [pair.suspect for pair in marks]), inputs)
@@ -137,18 +139,18 @@ def locate(
                 and off(last[name], alone[name], noise[name]).max() > 10 * TIMES[precision]
                 for name in outputs
             )
-        wrong = []
+        far = {}
         for pair in marks:
-            right_one, found_one = given[pair.suspect], found[pair.suspect]
-            if not off(right_one, found_one, noise[pair.suspect], pair.suspect in clipped).max() <= TIMES[precision]:
-                wrong.append(pair)
+            name, axis = pair.suspect, axes.get(pair.reference)
+            far[pair] = off(given[name], found[name], noise[name], axis, whole=name in clipped).max()
+        wrong = [pair for pair in marks if not far[pair] <= TIMES[precision]]
         if fused_only or not (wrong or bad):
             break
         # where the parts of a wrong segment are each within their rounding, the one that is furthest off made it wrong
-        furthest = max(marks, key=lambda pair: off(given[pair.suspect], found[pair.suspect], noise[pair.suspect]).max())
-        first = wrong[0] if wrong else furthest
-        bad = first, given[first.suspect], found[first.suspect], noise[first.suspect]
-        inside, edge = segment(suspect, first.suspect, set(given))
+        first = wrong[0] if wrong else max(marks, key=far.__getitem__)
+        name = first.suspect
+        bad = first, given[name], found[name], noise[name], axes.get(first.reference)
+        inside, edge = segment(suspect, name, set(given))
         searched = [pair for pair in pairs if pair.suspect in inside or pair == first]
         boundary = [pair for pair in (*boundary, *marks) if pair.suspect in edge]
         if len(searched) == 1 or not wrong:
@@ -176,7 +178,13 @@ def _other_shape(
     return None
 
 
-def _describe(model: "onnx.ModelProto", pair: Pair, right: Array, found: Array, noise: Array) -> BadTensor:
+def _axis(node: "onnx.NodeProto") -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+
+
+def _describe(
+    model: "onnx.ModelProto", pair: Pair, right: Array, found: Array, noise: Array, axis: int | None = None
+) -> BadTensor:
     makers = {name: node for node in model.graph.node for name in node.output}
     node = makers[pair.suspect]
     fixed = {value.name for value in model.graph.initializer}
@@ -190,9 +198,9 @@ def _describe(model: "onnx.ModelProto", pair: Pair, right: Array, found: Array, 
     if right.shape != found.shape:
         nothing = Side(math.nan, math.nan, math.nan, math.nan)
         return BadTensor(pair.suspect, node.name, node.op_type, module, weights, 0, math.inf, 0.0, nothing, nothing)
-    above = off(right, found, noise)
+    above = off(right, found, noise, axis)
     channel = int(above.argmax())
-    axis = (2 if right.ndim == 3 else 1) if right.ndim > 1 else 0
+    axis = channel_axis(right) if axis is None else axis
     here = (plain(right), plain(found)) if right.ndim < 2 else tuple(plain(side).take(channel, axis) for side in (right, found))
     gap = np.abs(here[1] - here[0])
     worst = np.unravel_index(int(np.where(np.isfinite(gap), gap, np.inf).argmax()), gap.shape)
