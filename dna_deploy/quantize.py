@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dna_deploy.exporters.onnx import save
 from dna_deploy.progress import bar, say
 from dna_deploy.ranges import Histogram
 from dna_deploy.verify import Inputs, Step, outputs
@@ -105,7 +106,7 @@ def quantize_within(
     reference = outputs(Step("fp32", "fp32", load(graph)), held_out, 8)
 
     def drop(in_float: Sequence[str], weight_bits: int) -> float:
-        _write(quantize(model, seen, frozenset(in_float), symmetric, weight_bits), target)
+        save(quantize(model, seen, frozenset(in_float), symmetric, weight_bits), target)
         logits = outputs(Step("int8", "int8", load(target)), held_out, 8)
         return lost(reference, logits, held_out)
 
@@ -153,7 +154,7 @@ def by_harm(
     harm = {}
     with bar("int8: the harm of each layer", len(names)) as advance:
         for name in names:
-            _write(quantize(model, seen, frozenset(names) - {name}, symmetric, weight_bits), scratch)
+            save(quantize(model, seen, frozenset(names) - {name}, symmetric, weight_bits), scratch)
             run = load(scratch)
             found = np.concatenate([run(images[start : start + 8]) for start in range(0, count, 8)])
             harm[name] = float(((found - expected) ** 2).mean())
@@ -171,10 +172,3 @@ def fewest(fits: Callable[[int], bool], most: int) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if fits(middle) else (middle, high)
     return high
-
-
-def _write(model: "onnx.ModelProto", path: Path) -> None:
-    from dna_deploy.files import write_atomic
-
-    content = model.SerializeToString(deterministic=True)
-    write_atomic(path, lambda temporary: temporary.write_bytes(content))
