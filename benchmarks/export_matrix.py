@@ -161,10 +161,11 @@ def run_all(args) -> None:
                 except DnaError as refused:
                     row = {"weights": original.contract.weights, "ok": False, "why": str(refused)}
                 row = {"network": name, "size_asked": args.size, "format": exporter.name, "precision": precision, **row}
+                line = json.dumps(row).replace(f"{folder}/", "")
                 RESULTS.parent.mkdir(exist_ok=True)
                 with RESULTS.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-                print(json.dumps(row), flush=True)
+                    file.write(f"{line}\n")
+                print(line, flush=True)
 
 
 def summary(rows: list[dict]) -> list[Result]:
