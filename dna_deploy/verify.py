@@ -1,6 +1,7 @@
 """Is the exported network still the one that was trained? Every step of the export is held against the one before it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,7 @@ def outputs(step: Step, inputs: Inputs, batch: int, count: int | None = None) ->
     """The logits (count, classes) of the first `count` images, of all where it is left out, in batches of `batch`."""
     count = min(count or inputs.count, inputs.count)
     found = []
-    with bar(f"running {step.name} at batch size {batch}", count) as advance:
+    with bar(f"running {step.name} at batch size {batch}", count) if count > FEW else nullcontext(lambda done: None) as advance:
         for start in range(0, count, batch):
             places = range(start, min(start + batch, count))
             found.append(step.run(inputs.at(places)))
