@@ -97,8 +97,8 @@ def quantize_within(
 ) -> tuple[str, ...]:
     """Write `graph` quantized to `target`; at most `max_drop` (0.005: half a point) of the held-out images are lost.
 
-    Returns the layers that went back to float, the most harmful first. Where nobody knows the right answers, every image
-    whose winning class changes counts as lost.
+    Returns the modules whose layers went back to float, the most harmful first. Where nobody knows the right answers, every
+    image whose winning class changes counts as lost.
     """
     import onnx
 
@@ -123,8 +123,10 @@ def quantize_within(
     order = by_harm(model, seen, held_out, reference, symmetric, bits, target, load)
     count = fewest(lambda many: drop(order[:many], bits) <= max_drop, len(order))
     final = drop(order[:count], bits)
-    say(f"int8: {count} of {len(order)} layers back in float, {final:.2%} lost: {', '.join(order[:count])}")
-    return tuple(order[:count])
+    modules = {node.name: node.input[1].removesuffix(".weight") for node in model.graph.node if node.name in order[:count]}
+    back = tuple(modules[name] for name in order[:count])
+    say(f"int8: {count} of {len(order)} layers back in float, {final:.2%} lost: {', '.join(back)}")
+    return back
 
 
 def lost(reference: "np.ndarray[Any, Any]", logits: "np.ndarray[Any, Any]", held_out: Inputs) -> float:
