@@ -126,7 +126,7 @@ def one(original: Original, beside: dict[str, Callable[[], object]], exporter: E
         "largest_difference": last.largest_difference,
         "accuracy_before": last.accuracy_before,
         "accuracy_after": last.accuracy_after,
-        "kept": [kept for link in links for kept in link.kept],
+        "kept": done.verification.kept,
         "ms": {name: found.latency_ms for name, found in took.items()},
     }
 

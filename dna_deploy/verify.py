@@ -143,6 +143,11 @@ class Verification:
         return all(link.ok for link in (*self.links, *([self.on_device] if self.on_device else [])))
 
     @property
+    def kept(self) -> list[str]:
+        """What stayed in float on the way, each once."""
+        return list(dict.fromkeys(kept for link in self.links for kept in link.kept))
+
+    @property
     def verified(self) -> bool:
         """Everything was checked, the deployed file too, and nothing failed."""
         return self.ok and self.not_run is None

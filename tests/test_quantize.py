@@ -110,6 +110,23 @@ def test_what_is_gained_does_not_make_up_for_what_is_lost():
     after = np.array([[2.0, 1], [1, 2], [1, 2], [1, 2]])
     assert lost(before, after, Inputs("four", 4, IMAGES.__getitem__, np.array([0, 0, 0, 1]))) == pytest.approx(0.5)
     assert lost(before, after, Inputs("four", 4, IMAGES.__getitem__, None)) == pytest.approx(0.75)
+    assert lost(before, np.full((4, 2), np.nan), Inputs("four", 4, IMAGES.__getitem__, None)) == 1.0
+
+
+def test_what_is_lost_of_few_images_is_near_what_is_lost_of_many():
+    """A count of 100 images scatters by more than half of what it is; the margins of the same images tell it."""
+    rng = np.random.default_rng(0)
+    before = rng.standard_normal((20_000, 5)) * 2
+    after = before + rng.normal(0, 0.1, before.shape)
+    truth = (before.argmax(1) != after.argmax(1)).mean()
+
+    def of(some):
+        return lost(before[some], after[some], Inputs("some", len(before[some]), IMAGES.__getitem__, None))
+
+    assert of(slice(None)) == pytest.approx(truth, rel=0.1)
+    hundreds = [slice(start, start + 100) for start in range(0, 20_000, 100)]
+    lucky = [some for some in hundreds if (before[some].argmax(1) == after[some].argmax(1)).all()]
+    assert len(lucky) >= 10 and np.mean([of(some) for some in lucky]) > truth / 3
 
 
 @pytest.mark.parametrize("most", [1, 2, 7, 50])

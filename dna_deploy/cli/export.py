@@ -135,7 +135,7 @@ def main(
         "largest_difference": max(part.largest_difference for part in last.comparisons) if last else None,
         "top1_agreement": min(part.top1_agreement for part in last.comparisons) if last else None,
         "test_accuracy": last.comparisons[0].accuracy_after if last else None,
-        "kept_in_float": [kept for link in links for kept in link.kept],
+        "kept_in_float": done.verification.kept,
         "predicted_ms": latency.predicted_ms if latency else None,
         "measured_ms": latency.measured_ms if latency else None,
         "fp32_ms": latency.fp32_ms if latency else None,
