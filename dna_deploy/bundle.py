@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from dna_deploy.errors import CheckFailed, RequestError
+from dna_deploy.errors import CheckFailed, RequestError, first_line
 from dna_deploy.exporters._exporter import Contract, Exporter, Options
 from dna_deploy.files import read_arrays, read_json, sha256, write_arrays, write_atomic, write_json, write_text
 from dna_deploy.graph import OPSET
@@ -252,7 +252,3 @@ def _pixels(images: Array, contract: Contract) -> Array:
     mean, std = (np.array(values, np.float32).reshape(1, 3, 1, 1) for values in (contract.mean, contract.std))
     pixels: Array = np.rint(np.clip((images * std + mean) * 255, 0, 255)).astype(np.uint8)
     return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

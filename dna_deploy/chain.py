@@ -6,7 +6,6 @@ from pathlib import Path
 
 from dna_deploy.exporters import onnx as portable
 from dna_deploy.exporters._exporter import Exporter, Options
-from dna_deploy.files import write_atomic
 from dna_deploy.original import Original
 from dna_deploy.precision import lower
 from dna_deploy.progress import say
@@ -60,7 +59,7 @@ def in_precision(graph: Path, target: Path, original: Original, exporter: Export
     if options.precision == "int8":
         return quantize_within(graph, target, seen, original.held_out, options.max_drop, exporter.symmetric_int8, portable.load)
     lowered, kept = lower(model, options.precision, seen)
-    write_atomic(target, lambda temporary: temporary.write_bytes(lowered.SerializeToString(deterministic=True)))
+    portable.save(lowered, target)
     if kept:
         say(f"{options.precision}: {len(kept)} nodes stay in float32: {'; '.join(kept[:5])}")
     return kept

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dna_deploy.data import Images, Source, open_source
-from dna_deploy.errors import DnaError, MachineError, RequestError
+from dna_deploy.errors import DnaError, MachineError, RequestError, first_line
 from dna_deploy.plugins import find
 from dna_deploy.progress import bar, say
 from dna_deploy.ratings import Rating, save_ratings
@@ -61,7 +61,7 @@ def _jobs(ray: Any, address: str, run: Run, blocks: list[str]) -> list[Rating]:
         ray.init(address=None if address == "local" else address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
         raise MachineError(
-            f"--ray {address}: {_line(error)}; expected a running cluster, as `ray start --head` prints it"
+            f"--ray {address}: {first_line(error)}; expected a running cluster, as `ray start --head` prints it"
         ) from error
     try:
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
@@ -90,7 +90,7 @@ def _result(ray: Any, done: Any, block: str) -> list[dict[str, Any]]:
         raise
     except ray.exceptions.RayError as error:
         raise MachineError(
-            f"block {block}: its worker died {RETRIES + 1} times ({_line(error)}); run the same command again, it goes on"
+            f"block {block}: its worker died {RETRIES + 1} times ({first_line(error)}); run the same command again, it goes on"
         ) from error
 
 
@@ -124,8 +124,4 @@ def _require_there(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as error:
-        raise MachineError(f"--ray {address}: nobody answers there ({_line(error)}); start it: ray start --head") from None
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise MachineError(f"--ray {address}: nobody answers there ({first_line(error)}); start it: ray start --head") from None

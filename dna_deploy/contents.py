@@ -20,11 +20,10 @@ from dna_deploy.bundle import (
     Manifest,
     Run,
     classes_of,
-    first_line,
     proto,
     run_onnx,
 )
-from dna_deploy.errors import CheckFailed, DnaError, MachineError, RequestError
+from dna_deploy.errors import CheckFailed, DnaError, MachineError, RequestError, first_line
 from dna_deploy.exporters._exporter import Exporter
 from dna_deploy.files import read_arrays, read_json, sha256
 from dna_deploy.plugins import find
@@ -192,6 +191,8 @@ def _golden(file: str, found: Array, expected: Array, tolerance: float) -> Golde
 def _loaded(exporter: Exporter, path: Path) -> Run:
     try:
         return exporter.load(path)
+    except RequestError as error:  # nobody asked for this file but the bundle: that it does not run is the answer
+        raise CheckFailed(str(error)) from error
     except DnaError:
         raise
     except Exception as error:  # each format's runtime has errors of its own

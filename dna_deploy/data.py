@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dna_deploy.errors import DataError, MachineError
+from dna_deploy.errors import DataError, MachineError, first_line
 from dna_deploy.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -348,9 +348,8 @@ def _timm(spec: str, root: str | None) -> Source:
             parts.append(_indexed(part))
         except Exception as error:  # each backend has errors of its own
             if name == "train":
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
                 hint = "" if root else "; give --data-root where the files are"
-                raise DataError(f"--data {spec}: timm cannot open it ({reason}){hint}") from error
+                raise DataError(f"--data {spec}: timm cannot open it ({first_line(error)}){hint}") from error
     train, train_labels = parts[0]
     test, test_labels = parts[1] if len(parts) > 1 else (train, [])
     if test_labels == train_labels and spec.endswith("folder"):

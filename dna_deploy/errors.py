@@ -17,6 +17,11 @@ exception is a bug and keeps its traceback.
 """
 
 
+def first_line(error: BaseException, longest: int = 160) -> str:
+    """What another library's exception says, short enough to stand inside our own line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:longest]
+
+
 class DnaError(Exception):
     """A deliberate error: one line that says what, where, what was expected and what to do next."""
 

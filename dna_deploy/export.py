@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dna_deploy.bundle import GOLDEN, LOGITS, PORTABLE, VERIFICATION, write_bundle
 from dna_deploy.chain import stem, steps
-from dna_deploy.errors import CannotRun, CheckFailed, DnaError, RequestError
+from dna_deploy.errors import CannotRun, CheckFailed, DnaError, RequestError, first_line
 from dna_deploy.exporters._exporter import Exporter, Options
 from dna_deploy.files import sha256, write_json
 from dna_deploy.locate import locate
@@ -111,8 +111,7 @@ def _first_bad(original: Original, exporter: Exporter, before: Step, step: Step)
     try:
         return locate(reference, onnx.load(searched), {"input": images}, step.precision, run).text
     except Exception as error:  # a graph too broken to be cut; that the step failed must be heard all the same
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        return f"the first wrong tensor could not be searched for ({reason})"
+        return f"the first wrong tensor could not be searched for ({first_line(error)})"
 
 
 def _pack(original: Original, exporter: Exporter, options: Options, path: Path, made: list[Step]) -> None:

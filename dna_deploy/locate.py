@@ -17,7 +17,7 @@ import numpy as np
 
 from dna_deploy.exporters.onnx import scopes
 from dna_deploy.reference import Pair, Reference
-from dna_deploy.rounding import TIMES, off, plain, rounding
+from dna_deploy.rounding import TIMES, channel_axis, off, plain, rounding
 from dna_deploy.subgraph import cut, entering, marked, onnxruntime_run, segment, shapes_of, types_of
 
 if TYPE_CHECKING:
@@ -103,58 +103,95 @@ def locate(
     Of int8 the graph is judged, run as it is written: without VNNI ONNX Runtime's int8 kernels saturate in many layers, which is
     the runtime's doing and would hide a scale that is wrong. How far they move the output is `marks_change`.
     """
-    run_part = partial(onnxruntime_run, optimize=False) if precision == "int8" and run is onnxruntime_run else run
-    pairs = reference.pairs(suspect)
-    noisy = reference.graph or suspect
-    outputs = [value.name for value in suspect.graph.output]
-    types = types_of(suspect)
-    fixed = {part.name for part in suspect.graph.initializer}
-    dequantized = [node for node in suspect.graph.node if node.op_type == "DequantizeLinear"]
-    clipped = {node.output[0] for node in dequantized if node.input[0] not in fixed}
-    runs, most, boundary, searched = 0, 0, [Pair(name, name) for name in inputs], pairs
-    changed, fused_only = 0.0, False
-    bad: tuple[Pair, Array, Array, Array] | None = None
+    trial = _Trial(reference, suspect, inputs, precision, run)
+    pairs = searched = trial.pairs
     if reference.graph is not None and (other := _other_shape(reference.graph, suspect, pairs)) is not None:
-        return Search(_describe(suspect, *other), len(pairs), 0, 0, 0.0, False)
+        return Search(_describe(suspect, other), len(pairs), 0, 0, 0.0, False)
+    boundary = [Pair(name, name) for name in inputs]
+    runs, most, worst = 0, 0, None
+    changed, fused_only = 0.0, False
     while True:
-        room = MARKS - len({pair.reference for pair in boundary} - set(inputs))
-        marks = _spread(searched, room)
-        wanted = list(dict.fromkeys(pair.reference for pair in (*boundary, *marks)))
-        right = {name: inputs[name] for name in wanted if name in inputs}
-        right |= reference.values([name for name in wanted if name not in inputs], inputs)
-        given = {pair.suspect: right[pair.reference] for pair in (*boundary, *marks)}
-        found = run_part(cut(suspect, given, [pair.suspect for pair in marks], types), entering(given, types))
-        noise = rounding(noisy, marks, boundary, right, precision, found if reference.graph is None else None)
-        runs, most = runs + 3, max(most, len(set(wanted) - set(inputs)), len(marks))
-        if searched is pairs:  # marks alone must not change what is looked for
-            alone, beside = run(suspect, inputs), run_part(marked(suspect, [pair.suspect for pair in marks]), inputs)
+        entered = {pair.reference for pair in boundary} - set(inputs)
+        marks = _spread(searched, MARKS - len(entered))
+        judged = trial.judge(boundary, marks)
+        runs, most = runs + 3, max(most, len(entered | {pair.reference for pair in marks}), len(marks))
+        if searched is pairs:
+            changed, fused_only = trial.marking(judged)
             runs += 2
-            last = {pair.suspect: right[pair.reference] for pair in marks}
-            changed = max(float(np.abs(plain(alone[name]) - plain(beside[name])).max()) for name in outputs)
-            fused_only = any(
-                name in last
-                and off(last[name], beside[name], noise[name]).max() <= TIMES[precision]
-                and off(last[name], alone[name], noise[name]).max() > 10 * TIMES[precision]
-                for name in outputs
-            )
-        wrong = []
-        for pair in marks:
-            right_one, found_one = given[pair.suspect], found[pair.suspect]
-            if not off(right_one, found_one, noise[pair.suspect], pair.suspect in clipped).max() <= TIMES[precision]:
-                wrong.append(pair)
-        if fused_only or not (wrong or bad):
+        wrong = [one for one in judged if not one.times <= TIMES[precision]]
+        if fused_only or not (wrong or worst):
             break
         # where the parts of a wrong segment are each within their rounding, the one that is furthest off made it wrong
-        furthest = max(marks, key=lambda pair: off(given[pair.suspect], found[pair.suspect], noise[pair.suspect]).max())
-        first = wrong[0] if wrong else furthest
-        bad = first, given[first.suspect], found[first.suspect], noise[first.suspect]
-        inside, edge = segment(suspect, first.suspect, set(given))
-        searched = [pair for pair in pairs if pair.suspect in inside or pair == first]
+        worst = wrong[0] if wrong else max(judged, key=lambda one: one.times)
+        inside, edge = segment(suspect, worst.pair.suspect, {pair.suspect for pair in (*boundary, *marks)})
+        searched = [pair for pair in pairs if pair.suspect in inside or pair == worst.pair]
         boundary = [pair for pair in (*boundary, *marks) if pair.suspect in edge]
         if len(searched) == 1 or not wrong:
             break
-    located = None if bad is None or fused_only else _describe(suspect, *bad)
-    return Search(located, len(pairs), runs, most, changed, fused_only)
+    found = None if worst is None or fused_only else _describe(suspect, worst)
+    return Search(found, len(pairs), runs, most, changed, fused_only)
+
+
+@dataclass(frozen=True, eq=False)
+class _Judged:
+    """A tensor of the suspect that was computed from right values, beside the reference's."""
+
+    pair: Pair
+    right: Array
+    found: Array
+    noise: Array  # by channel: what rounding gives
+    axis: int | None = None  # where the channels are, if it is a weight with a scale each
+    times: float = math.inf  # what rounding gives, in the channel that is furthest off
+
+
+class _Trial:
+    """Runs parts of the suspect on what the reference computes, and says how far each tensor is off."""
+
+    def __init__(
+        self, reference: Reference, suspect: "onnx.ModelProto", inputs: Mapping[str, Array], precision: str, run: Run
+    ) -> None:
+        self.reference, self.suspect, self.inputs, self.precision, self.run = reference, suspect, inputs, precision, run
+        self.run_part = partial(run, optimize=False) if precision == "int8" and run is onnxruntime_run else run
+        self.pairs = reference.pairs(suspect)
+        self.types = types_of(suspect)
+        fixed = {part.name: part for part in suspect.graph.initializer}
+        dequantized = [node for node in suspect.graph.node if node.op_type == "DequantizeLinear"]
+        self.clipped = {node.output[0] for node in dequantized if node.input[0] not in fixed}
+        scaled = [node for node in dequantized if node.input[0] in fixed and fixed[node.input[1]].dims]
+        weights = {node.output[0]: _axis(node) for node in scaled}
+        self.axes = {pair.reference: weights[pair.suspect] for pair in self.pairs if pair.suspect in weights}
+
+    def judge(self, boundary: Sequence[Pair], marks: Sequence[Pair]) -> list[_Judged]:
+        """Each mark, computed from the marks and the boundary before it; in three runs."""
+        wanted = list(dict.fromkeys(pair.reference for pair in (*boundary, *marks)))
+        right = {name: self.inputs[name] for name in wanted if name in self.inputs}
+        right |= self.reference.values([name for name in wanted if name not in self.inputs], self.inputs)
+        given = {pair.suspect: right[pair.reference] for pair in (*boundary, *marks)}
+        part = cut(self.suspect, given, [pair.suspect for pair in marks], self.types)
+        found = self.run_part(part, entering(given, self.types))
+        graph = self.reference.graph
+        own = found if graph is None else None
+        noise = rounding(graph or self.suspect, marks, boundary, right, self.precision, self.axes, own)
+        judged = []
+        for pair in marks:
+            name, axis = pair.suspect, self.axes.get(pair.reference)
+            times = off(given[name], found[name], noise[name], axis, whole=name in self.clipped).max()
+            judged.append(_Judged(pair, given[name], found[name], noise[name], axis, float(times)))
+        return judged
+
+    def marking(self, judged: Sequence[_Judged]) -> tuple[float, bool]:
+        """By how much marking tensors moves the outputs, and whether that alone makes a wrong one right; in two runs."""
+        alone = self.run(self.suspect, self.inputs)
+        beside = self.run_part(marked(self.suspect, [one.pair.suspect for one in judged]), self.inputs)
+        outputs = [value.name for value in self.suspect.graph.output]
+        change = max(float(np.abs(plain(alone[name]) - plain(beside[name])).max()) for name in outputs)
+        limit = TIMES[self.precision]
+        return change, any(
+            off(one.right, beside[one.pair.suspect], one.noise).max() <= limit
+            and off(one.right, alone[one.pair.suspect], one.noise).max() > 10 * limit
+            for one in judged
+            if one.pair.suspect in outputs
+        )
 
 
 def _spread(pairs: Sequence[Pair], room: int) -> list[Pair]:
@@ -164,21 +201,25 @@ def _spread(pairs: Sequence[Pair], room: int) -> list[Pair]:
     return [pairs[math.ceil((place + 1) * len(pairs) / room) - 1] for place in range(room)]
 
 
-def _other_shape(
-    reference: "onnx.ModelProto", suspect: "onnx.ModelProto", pairs: Sequence[Pair]
-) -> tuple[Pair, Array, Array, Array] | None:
+def _other_shape(reference: "onnx.ModelProto", suspect: "onnx.ModelProto", pairs: Sequence[Pair]) -> _Judged | None:
     """The first tensor whose shape alone is wrong: no value of the reference could be put in there."""
     right, found = shapes_of(reference), shapes_of(suspect)
     for pair in pairs:
         shapes = right.get(pair.reference, ()), found.get(pair.suspect, ())
         if all(shapes) and 0 not in (*shapes[0], *shapes[1]) and shapes[0] != shapes[1]:
-            return pair, np.zeros(shapes[0]), np.zeros(shapes[1]), np.zeros(1)
+            return _Judged(pair, np.zeros(shapes[0]), np.zeros(shapes[1]), np.zeros(1))
     return None
 
 
-def _describe(model: "onnx.ModelProto", pair: Pair, right: Array, found: Array, noise: Array) -> BadTensor:
+def _axis(node: "onnx.NodeProto") -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+
+
+def _describe(model: "onnx.ModelProto", judged: _Judged) -> BadTensor:
+    right, found, noise = judged.right, judged.found, judged.noise
     makers = {name: node for node in model.graph.node for name in node.output}
-    node = makers[pair.suspect]
+    tensor = judged.pair.suspect
+    node = makers[tensor]
     fixed = {value.name for value in model.graph.initializer}
     weights = [name for name in node.input if name in fixed and "." in name]
     at, within = node, scopes(node)
@@ -189,17 +230,17 @@ def _describe(model: "onnx.ModelProto", pair: Pair, right: Array, found: Array, 
     module = own[0] if own else within[-2] if len(within) > 1 else ""
     if right.shape != found.shape:
         nothing = Side(math.nan, math.nan, math.nan, math.nan)
-        return BadTensor(pair.suspect, node.name, node.op_type, module, weights, 0, math.inf, 0.0, nothing, nothing)
-    above = off(right, found, noise)
+        return BadTensor(tensor, node.name, node.op_type, module, weights, 0, math.inf, 0.0, nothing, nothing)
+    above = off(right, found, noise, judged.axis)
     channel = int(above.argmax())
-    axis = (2 if right.ndim == 3 else 1) if right.ndim > 1 else 0
+    axis = channel_axis(right) if judged.axis is None else judged.axis
     here = (plain(right), plain(found)) if right.ndim < 2 else tuple(plain(side).take(channel, axis) for side in (right, found))
     gap = np.abs(here[1] - here[0])
     worst = np.unravel_index(int(np.where(np.isfinite(gap), gap, np.inf).argmax()), gap.shape)
     sides = [Side(float(part.mean()), float(part.min()), float(part.max()), float(part[worst])) for part in here]
     difference = float(np.sqrt(np.mean(np.square(gap.astype(np.float64)))))
     return BadTensor(
-        pair.suspect,
+        tensor,
         node.name,
         node.op_type,
         module,

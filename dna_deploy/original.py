@@ -9,7 +9,7 @@ import numpy as np
 
 from dna_deploy.arch import Architecture
 from dna_deploy.data import Images, Preprocessing, Source, load_split, open_source, split
-from dna_deploy.errors import MachineError, RequestError, RunError
+from dna_deploy.errors import MachineError, RequestError, RunError, first_line
 from dna_deploy.exporters._exporter import Contract
 from dna_deploy.files import read_json
 from dna_deploy.ops import Op
@@ -192,10 +192,9 @@ def _downloaded(name: str) -> "nn.Module":
         model: nn.Module = timm.create_model(name, pretrained=True)
         return model
     except Exception as error:  # no such weights, no network, a broken download: each in a type of its own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise MachineError(
-            f"--model {name}: its weights could not be had from timm ({reason}); give --weights FILE, or --weights random to "
-            "try the chain with weights that know nothing"
+            f"--model {name}: its weights could not be had from timm ({first_line(error)}); give --weights FILE, or --weights "
+            "random to try the chain with weights that know nothing"
         ) from error
 
 
@@ -240,9 +239,8 @@ def _classes(network: "nn.Module", size: int, asked: Asked) -> int:
         with torch.no_grad():
             logits = network(torch.zeros(2, 3, size, size))
     except Exception as error:  # whatever a module raises for a size it does not take
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise RequestError(
-            f"--model {asked.model}: cannot run images of {size} x {size} ({reason}); choose --image-size"
+            f"--model {asked.model}: cannot run images of {size} x {size} ({first_line(error)}); choose --image-size"
         ) from error
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
         kind = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from dna_deploy.errors import CheckFailed, MachineError
+from dna_deploy.errors import CheckFailed, MachineError, first_line
 
 RECORD = "session.record_ep_graph_assignment_info"  # ONNX Runtime keeps the assignment only where it is told to
 
@@ -41,8 +41,7 @@ def placement(path: Path, provider: str) -> Placement | None:
     try:
         session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=asked)
     except Exception as error:  # onnxruntime raises a dozen types without a common base
-        reason = str(error).strip().splitlines()[0][:200]
-        raise CheckFailed(f"{path}: ONNX Runtime refuses it: {reason}") from error
+        raise CheckFailed(f"{path}: ONNX Runtime refuses it: {first_line(error)}") from error
     nodes: Counter[str] = Counter()
     elsewhere = []
     for part in session.get_provider_graph_assignment_info():

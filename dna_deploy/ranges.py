@@ -47,18 +47,16 @@ class Histogram:
         """
         width = self.limit / BINS
         magnitudes = (np.arange(BINS) + 0.5) * width
-        energy = np.concatenate([[0.0], np.cumsum(self.counts * magnitudes**2)])
-        many = np.concatenate([[0], np.cumsum(self.counts)])
+        many, total, energy = (
+            np.concatenate([[0.0], np.cumsum(self.counts * magnitudes**power)]) for power in (0, 1, 2)
+        )  # of the values in the bins below each place: how many, their sum, the sum of their squares
         last = int(np.nonzero(self.counts)[0].max(initial=0)) + 1
-        best, least = self.largest, np.inf
-        for end in np.unique(np.geomspace(1, last, 256).astype(int)):
-            at = min(end * width, self.largest)
-            vanish = min(round(at / levels / 2 / width), end)  # bins below half a step
-            rounding = energy[vanish] + (at / levels) ** 2 / 12 * (many[end] - many[vanish])
-            clipping = (self.counts[end:] * (magnitudes[end:] - at) ** 2).sum()
-            if rounding + clipping < least:
-                best, least = float(at), rounding + clipping
-        return best
+        ends = np.unique(np.geomspace(1, last, 256).astype(int))
+        at = np.minimum(ends * width, self.largest)
+        vanish = np.minimum(np.rint(at / levels / 2 / width).astype(int), ends)  # bins below half a step
+        rounding = energy[vanish] + (at / levels) ** 2 / 12 * (many[ends] - many[vanish])
+        clipping = (energy[-1] - energy[ends]) - 2 * at * (total[-1] - total[ends]) + at**2 * (many[-1] - many[ends])
+        return float(at[np.argmin(rounding + clipping)])
 
 
 def observe(model: "onnx.ModelProto", inputs: Inputs, images: int = IMAGES) -> dict[str, Histogram]:

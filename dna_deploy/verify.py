@@ -1,6 +1,7 @@
 """Is the exported network still the one that was trained? Every step of the export is held against the one before it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,11 @@ class Verification:
         return all(link.ok for link in (*self.links, *([self.on_device] if self.on_device else [])))
 
     @property
+    def kept(self) -> list[str]:
+        """What stayed in float on the way, each once."""
+        return list(dict.fromkeys(kept for link in self.links for kept in link.kept))
+
+    @property
     def verified(self) -> bool:
         """Everything was checked, the deployed file too, and nothing failed."""
         return self.ok and self.not_run is None
@@ -151,7 +157,7 @@ def outputs(step: Step, inputs: Inputs, batch: int, count: int | None = None) ->
     """The logits (count, classes) of the first `count` images, of all where it is left out, in batches of `batch`."""
     count = min(count or inputs.count, inputs.count)
     found = []
-    with bar(f"running {step.name} at batch size {batch}", count) as advance:
+    with bar(f"running {step.name} at batch size {batch}", count) if count > FEW else nullcontext(lambda done: None) as advance:
         for start in range(0, count, batch):
             places = range(start, min(start + batch, count))
             found.append(step.run(inputs.at(places)))

@@ -194,10 +194,11 @@ def test_fp16_by_casts_is_clean_and_its_faults_are_named(clean):
     assert locate(Graph(clean), broken, IMAGES, "fp16").found.tensor == truth
 
 
-def test_int8_is_clean_and_a_wrong_scale_or_zero_point_is_named(clean):
+@pytest.mark.parametrize("weight_bits", [8, 7])
+def test_int8_is_clean_and_a_wrong_scale_or_zero_point_is_named(clean, weight_bits):
     images = np.random.default_rng(1).standard_normal((32, 3, 16, 16), dtype=np.float32)
     held_out = Inputs("32 images", 32, lambda places: images[list(places)], None)
-    int8 = quantize(clean, observe(clean, held_out), frozenset(), symmetric=False)
+    int8 = quantize(clean, observe(clean, held_out), frozenset(), symmetric=False, weight_bits=weight_bits)
     assert locate(Graph(clean), int8, IMAGES, "int8").found is None
 
     def dequantized(model, weight):
@@ -213,3 +214,27 @@ def test_int8_is_clean_and_a_wrong_scale_or_zero_point_is_named(clean):
         broken.graph.initializer.append(numpy_helper.from_array(wrong(numpy_helper.to_array(part)), "wrong"))
         node.input[place] = "wrong"
         assert locate(Graph(clean), broken, IMAGES, "int8").found.tensor == node.output[0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_int8_weights_of_few_rows_are_clean_and_one_wrong_scale_of_a_row_is_named(seed):
+    """A classifier: each of its scales belongs to a row, of which there are fewer than columns."""
+    rng = np.random.default_rng(seed)
+    nodes = [
+        helper.make_node("Flatten", ["input"], ["flat"], name="flatten"),
+        helper.make_node("Gemm", ["flat", "fc.weight"], ["output"], name="classifier", transB=1),
+    ]
+    weights = [numpy_helper.from_array(rng.standard_normal((4, 768)).astype(np.float32), "fc.weight")]
+    ends = [
+        helper.make_tensor_value_info("input", 1, ["batch", 3, 16, 16]),
+        helper.make_tensor_value_info("output", 1, ["batch", 4]),
+    ]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    held_out = Inputs("4 images", 4, lambda places: IMAGES["input"][list(places)], None)
+    int8 = quantize(model, observe(model, held_out), frozenset(), symmetric=False, weight_bits=7)
+    assert locate(Graph(model), int8, IMAGES, "int8").found is None
+    scale = next(part for part in int8.graph.initializer if part.name == "fc.weight_scale")
+    scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) * np.array([1, 1, 1.5, 1], np.float32), scale.name))
+    found = locate(Graph(model), int8, IMAGES, "int8").found
+    assert found.tensor == "fc.weight_DequantizeLinear_Output" and found.channel == 2

@@ -10,6 +10,7 @@ from dna_deploy.cli._command import POSITIVE, Latency, Share, command
 
 if TYPE_CHECKING:
     from dna_deploy.exporters._exporter import Options
+    from dna_deploy.measure import Latency as Measured
     from dna_deploy.original import Original
     from dna_deploy.verify import Verification
 
@@ -122,9 +123,7 @@ def main(
     on_device = done.verification.on_device
     there = on_device.comparisons[0] if on_device else None
     links, not_run = done.verification.links, done.verification.not_run
-    last = (
-        links[-1] if not_run is None else None
-    )  # the figures are of the file; those of what it was made from stand in its report
+    last = links[-1] if not_run is None else None  # figures of the file itself; those of what it was made from are in its report
     return {
         "file": str(done.path),
         "sha256": done.verification.sha256,
@@ -136,7 +135,7 @@ def main(
         "largest_difference": max(part.largest_difference for part in last.comparisons) if last else None,
         "top1_agreement": min(part.top1_agreement for part in last.comparisons) if last else None,
         "test_accuracy": last.comparisons[0].accuracy_after if last else None,
-        "kept_in_float": [kept for link in links for kept in link.kept],
+        "kept_in_float": done.verification.kept,
         "predicted_ms": latency.predicted_ms if latency else None,
         "measured_ms": latency.measured_ms if latency else None,
         "fp32_ms": latency.fp32_ms if latency else None,
@@ -171,10 +170,8 @@ def _model(
 
 
 def _show(original: "Original", options: "Options", path: Path, found: "Verification") -> None:
-    from dna_deploy.files import read_json
-    from dna_deploy.measure import remark
+    """Every step against the one before, and what the latency is known to be."""
     from dna_deploy.progress import say, show
-    from dna_deploy.run import Pick, Student
 
     rows, earlier = [], "torch"
     for link in (*found.links, *([found.on_device] if found.on_device else [])):
@@ -195,13 +192,21 @@ def _show(original: "Original", options: "Options", path: Path, found: "Verifica
         ]
     columns = ["step", "on", "batch", "same top-1", "off by", "accuracy", "after", ""]
     show(str(path), columns, rows)
-    latency = found.latency
     if found.not_run is not None:
         say(f"WRITTEN BUT NOT RUN, so neither verified nor measured: {found.not_run}")
-        return
-    if latency is None:
+    elif found.latency is None:
         say("the latency of the exported file was not measured: its device is not at hand, or does not run this format")
-        return
+    else:
+        _say_latency(original, options, path, found.latency)
+
+
+def _say_latency(original: "Original", options: "Options", path: Path, latency: "Measured") -> None:
+    """The chain of a network that was searched: predicted, measured, measured after export; beside fp32 where it is not."""
+    from dna_deploy.files import read_json
+    from dna_deploy.measure import remark
+    from dna_deploy.progress import say, show
+    from dna_deploy.run import Pick, Student
+
     if latency.predicted_ms is not None:
         chain = [["predicted from the table, fp32", f"{latency.predicted_ms:.3g} ms", ""]]
         here = original.picked is not None and original.picked.device == latency.device

@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dna_deploy.errors import CheckFailed, MachineError, RequestError
+from dna_deploy.errors import CheckFailed, MachineError, RequestError, first_line
 from dna_deploy.exporters._exporter import PRECISIONS, Contract, Exporter, Options
 from dna_deploy.files import write_atomic
 from dna_deploy.graph import OPSET
@@ -24,7 +24,7 @@ SCOPES = "pkg.torch.onnx.name_scopes"  # which module a node came from: the one 
 
 def write(network: "nn.Module", contract: Contract, path: Path, options: Options) -> None:
     """The network in fp32; other precisions are made from this file."""
-    _save(simplified(exported(network, contract, path, options), contract, path, options), path)
+    save(simplified(exported(network, contract, path, options), contract, path, options), path)
 
 
 def exported(network: "nn.Module", contract: Contract, path: Path, options: Options) -> "onnx.ModelProto":
@@ -71,16 +71,16 @@ def simplified(model: "onnx.ModelProto", contract: Contract, path: Path, options
 
 
 def write_exported(network: "nn.Module", contract: Contract, path: Path, options: Options) -> None:
-    _save(exported(network, contract, path, options), path)
+    save(exported(network, contract, path, options), path)
 
 
 def write_simplified(source: Path, contract: Contract, path: Path, options: Options) -> None:
     import onnx
 
-    _save(simplified(onnx.load(source), contract, path, options), path)
+    save(simplified(onnx.load(source), contract, path, options), path)
 
 
-def _save(model: "onnx.ModelProto", path: Path) -> None:
+def save(model: "onnx.ModelProto", path: Path) -> None:
     write_atomic(path, lambda temporary: temporary.write_bytes(model.SerializeToString(deterministic=True)))
 
 
@@ -146,8 +146,8 @@ def load(path: Path) -> "Run":
     try:
         session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a dozen types without a common base
-        reason = str(error).strip().splitlines()[0].rpartition(" : ")[2][:200]
-        raise RequestError(f"{path}: ONNX Runtime refused it: {reason}{_unknown_ops(path)}") from error
+        reason = _unknown_ops(path) or first_line(error, 1000).rpartition(" : ")[2][:200]
+        raise RequestError(f"{path}: ONNX Runtime refused it: {reason}") from error
     feed, answer = session.get_inputs()[0].name, session.get_outputs()[0].name
 
     def run(images: "Array") -> "Array":
@@ -168,7 +168,7 @@ def _unknown_ops(path: Path) -> str:
     known = {(schema.domain, schema.name) for schema in onnx.defs.get_all_schemas_with_history()}
     unknown = [node for node in model.graph.node if (node.domain.removeprefix("ai.onnx"), node.op_type) not in known]
     named = ", ".join(f"{node.name or node.output[0]} ({node.op_type})" for node in unknown[:3])
-    return f"; not ONNX operators: {named}" if unknown else ""
+    return f"not ONNX operators: {named}" if unknown else ""
 
 
 EXPORTER = Exporter("onnx", ".onnx", PRECISIONS, "module", write, load)

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dna_deploy.errors import RequestError
+from dna_deploy.errors import RequestError, first_line
 from dna_deploy.exporters._exporter import Contract, Exporter, Options
 from dna_deploy.files import write_atomic
 
@@ -45,8 +45,9 @@ def load(path: Path) -> "Run":
             warnings.simplefilter("ignore")
             module = torch.export.load(path).module()
     except Exception as error:  # a zip, a schema or a weights error, by what is wrong with the file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise RequestError(f"{path}: torch.export cannot load it ({reason}); expected a .pt2 file, export it again") from error
+        raise RequestError(
+            f"{path}: torch.export cannot load it ({first_line(error)}); expected a .pt2 file, export it again"
+        ) from error
 
     def run(images: "Array") -> "Array":
         with torch.no_grad():
