@@ -107,6 +107,7 @@ def _nb201(items: pd.DataFrame) -> tuple[Array, Array, Array]:
     dead = pruned.any(1) == 0
     features = np.column_stack([_one_hot(cell, 5), _one_hot(pruned, 5), *tally, *lengths, dead])
     costs = np.stack([each[codes].sum(1) + fixed for codes in (cell, pruned)], 1)
+    costs[dead, 1] = 640  # without a path from input to output all before the classifier is a constant, and can be dropped
     return features, costs, np.c_[_one_hot(cell, 5), np.ones(len(cell))]
 
 

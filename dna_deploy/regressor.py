@@ -177,18 +177,20 @@ def choose(items: Items, count: int, among: Sequence[int] | None = None) -> NDAr
     kernels = items._log_parts | items._alike_parts
     parts = [np.exp(PRIOR[name.split()[0]] / 2) * part for name, part in kernels.items()]
     space = np.column_stack([np.ones(len(items)), *parts])
-    moment = space.T @ space / len(space)
-    posterior = np.diag([OFFSET] + [1.0] * (space.shape[1] - 1))
-    chosen: list[int] = []
+    prior = np.r_[OFFSET, np.ones(space.shape[1] - 1)]
     candidates = space[allowed]
+    reach = candidates * prior  # covariance of each candidate with every weight
+    spill = reach @ (space.T @ space / len(space))
+    variance = (reach * candidates).sum(1) + np.exp(NOISE) / (items._spread or 0.1)
+    chosen: list[int] = []
     for _ in range(count):
-        reach = candidates @ posterior
-        variance = (reach * candidates).sum(1) + np.exp(NOISE) / (items._spread or 0.1)
-        gain = ((reach @ moment) * reach).sum(1) / variance
+        gain = (spill * reach).sum(1) / variance
         gain[chosen] = -1
         best = int(gain.argmax())
         chosen.append(best)
-        posterior = posterior - np.outer(reach[best], reach[best]) / variance[best]
+        taken = candidates @ reach[best] / variance[best]
+        reach, spill = reach - np.outer(taken, reach[best]), spill - np.outer(taken, spill[best])
+        variance = variance - taken**2 * variance[best]
     return allowed[chosen]
 
 

@@ -326,6 +326,8 @@ def _typed(found: dict[str, Any], where: str) -> AnyRow:
     row: Row | Published = parse(Row, found, where) if "ns" in found else parse(Published, found, where)
     if row.latency_ms <= 0:
         raise TableError(f"{where}: {row.key} has latency_ms {row.latency_ms}; expected a positive number")
+    if isinstance(row, Published) and (row.n < 1 or (row.std_ms or 0) < 0):
+        raise TableError(f"{where}: {row.key} has std_ms {row.std_ms} over n = {row.n} runs; expected null or >= 0, and n >= 1")
     if isinstance(row, Row) and any(not ns or min(ns) <= 0 for ns in row.ns.values()):
         raise TableError(f"{where}: {row.key} has a time of zero or less; expected positive nanoseconds")
     return row

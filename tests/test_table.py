@@ -94,6 +94,8 @@ def test_a_cut_last_line_is_named_and_repaired_by_the_next_writer(path):
         ('{"key": "a", "round": 0, "ns": [0]}', "zero or less"),
         ('{"key": "a", "round": 0, "ns": []}', "zero or less"),
         ('{"key": "a", "latency_ms": 1.0}', "std_ms"),
+        ('{"key": "a", "latency_ms": 1.0, "std_ms": -0.1, "n": 9}', "std_ms -0.1 over"),
+        ('{"key": "a", "latency_ms": 1.0, "std_ms": 0.1, "n": 0}', "n >= 1"),
         ('{"key": "a", "latency_ms": 1.0, "std_ms": null, "n": 1, "note": "x"}', "note"),
         ('{"key": "a", ', "not JSON"),
         ('["a"]', "expected an object"),
