@@ -1,8 +1,9 @@
 """Published latencies as matrices, with the features and costs of every architecture.
 
 Encodings are those of the data folder's README. Costs are derived here: MACs of the published networks, and the
-activations read and written by their convolutions, which decide more where memory does. Neither is exact (bytes of
-weights, the fusing of operators and a few tiny layers are left out), and neither has to be: they are regressors.
+activations read and written by their convolutions, which decide more where memory does; of MobileNet-like networks also
+the MACs of the depthwise convolutions alone, which few devices run as fast as the others. None is exact (bytes of
+weights, the fusing of operators and a few tiny layers are left out), and none has to be: they are regressors.
 """
 
 from __future__ import annotations
@@ -120,23 +121,25 @@ def _fbnet(items: pd.DataFrame) -> tuple[Array, Array, Array]:
     stages = zip([1, 4, 4, 4, 4, 4, 1], [16, 24, 32, 64, 112, 184, 352], [1, 1, 2, 2, 1, 2, 1], strict=True)
     layers = [(width, stride if first else 1) for n, width, stride in stages for first in [True] + [False] * (n - 1)]
     pixels, cin = 32, 16
-    macs, activations = np.full(len(chosen), 16.0 * 27 * pixels**2), np.zeros(len(chosen))
+    macs, activations, depthwise = np.full(len(chosen), 16.0 * 27 * pixels**2), np.zeros(len(chosen)), np.ones(len(chosen))
     for layer, (cout, stride) in enumerate(layers):
         after = pixels // stride
-        work, moved = np.zeros(9), np.zeros(9)
+        work, moved, filtered = np.zeros(9), np.zeros(9), np.zeros(9)
         for op, (kernel, expand, groups) in enumerate(FBNET):
             middle = cin * expand
             work[op] = pixels**2 * cin * middle / groups + after**2 * middle * (kernel**2 + cout / groups)
             moved[op] = pixels**2 * (cin + middle) + after**2 * (middle + cout)
+            filtered[op] = after**2 * middle * kernel**2
         if (cin, stride) != (cout, 1):  # a skip that changes shape is a 1x1 convolution
             work[8], moved[8] = after**2 * cin * cout, pixels**2 * cin + after**2 * cout
         macs += work[chosen[:, layer]]
         activations += moved[chosen[:, layer]]
+        depthwise += filtered[chosen[:, layer]]
         pixels, cin = after, cout
     macs += pixels**2 * cin * 1504 + 1504 * 100
     one_hot = _one_hot(chosen, 9)
     tally = np.stack([(chosen == op).sum(1) for op in range(9)], 1)
-    return np.c_[one_hot, tally], np.stack([macs, activations], 1), np.c_[one_hot, np.ones(len(chosen))]
+    return np.c_[one_hot, tally], np.stack([macs, activations, depthwise], 1), np.c_[one_hot, np.ones(len(chosen))]
 
 
 def _ofa_mbv3(items: pd.DataFrame) -> tuple[Array, Array, Array]:
@@ -145,7 +148,7 @@ def _ofa_mbv3(items: pd.DataFrame) -> tuple[Array, Array, Array]:
     size = items["resolution"].to_numpy(float)
     widths, strides, squeezes = [16, 24, 40, 80, 112, 160], [2, 2, 2, 1, 2], [0, 1, 0, 1, 1]
     pixels = np.ceil(size / 2)
-    macs, activations = pixels**2 * 16 * (27 + 9 + 16), pixels**2 * 64
+    macs, activations, depthwise = pixels**2 * 16 * (27 + 9 + 16), pixels**2 * 64, pixels**2 * 16 * 9
     columns, sums = [], [pixels**2]
     for stage in range(5):
         for block in range(4):
@@ -156,6 +159,7 @@ def _ofa_mbv3(items: pd.DataFrame) -> tuple[Array, Array, Array]:
             middle = cin * expand
             work = pixels**2 * cin * middle + after**2 * middle * (kernel**2 + cout) + squeezes[stage] * middle**2 / 2
             macs += runs * work
+            depthwise += runs * after**2 * middle * kernel**2
             activations += runs * (pixels**2 * (cin + middle) + after**2 * (middle + cout))
             options = [runs * (kernel == k) for k in (3, 5, 7)] + [runs * (expand == e) for e in (3, 4, 6)]
             columns += [runs, *options, runs * work / 4e7]
@@ -164,7 +168,11 @@ def _ofa_mbv3(items: pd.DataFrame) -> tuple[Array, Array, Array]:
     macs += pixels**2 * 160 * 960 + 960 * 1280 + 1280 * 1000
     activations += pixels**2 * 1120
     tally = [depths.sum(1), *depths.T, size / 32, (size / 32) ** 2]
-    return np.stack([*columns, *tally], 1), np.stack([macs, activations], 1), np.c_[np.stack(sums, 1), np.ones(len(size))]
+    return (
+        np.stack([*columns, *tally], 1),
+        np.stack([macs, activations, depthwise], 1),
+        np.c_[np.stack(sums, 1), np.ones(len(size))],
+    )
 
 
 def _phone_blocks(items: pd.DataFrame) -> tuple[Array, Array, Array]:

@@ -110,6 +110,15 @@ def test_chosen_measurements_teach_more_than_the_first_ones():
     assert relative_error(chosen, truth).mean() < relative_error(first, truth).mean()
 
 
+@pytest.mark.parametrize("sources", [None, lambda size: np.exp(np.c_[size, 2 * size])], ids=["no source", "two sources"])
+def test_what_is_measured_leaves_no_wide_gap(sources):
+    """The ends alone would do for a line, but no device promises to be one."""
+    size = np.linspace(0, 1, 200)
+    items = Items(size[:, None], sources and sources(size))
+    measured = np.sort(size[choose(items, 8)])
+    assert np.diff(np.r_[0, measured, 1]).max() < 0.25
+
+
 def test_an_op_kind_that_was_never_measured_is_marked():
     features = np.c_[np.repeat(np.eye(2), 10, 0), np.tile(np.arange(10.0), 2)]
     prediction = fit(Items(features), np.arange(10), 1 + features[:10, 2]).predict()
