@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from dna_deploy.arch import Architecture
-from dna_deploy.errors import TableError
+from dna_deploy.errors import RequestError, TableError
 from dna_deploy.ops import Op, parse
 from dna_deploy.plugins import knows
 from dna_deploy.progress import say
@@ -328,7 +328,10 @@ def _errors(predicted: Array, measured: Array, repeatability: float) -> Errors:
 def known_ops(table: LatencyTable) -> dict[Op, Measurement]:
     """The ops of a table that were published, or measured in enough rounds to know an interval."""
     found = {key: value for key, value in table.measurements.items() if not Architecture.is_key(key)}
-    return {parse(key): value for key, value in found.items() if has_interval(value)}
+    try:
+        return {parse(key): value for key, value in found.items() if has_interval(value)}
+    except RequestError as error:
+        raise TableError(f"{table.path}: {error}") from None
 
 
 def open_predictor(path: Path, ops: Sequence[Op], extrapolate: bool = False) -> LatencyPredictor:

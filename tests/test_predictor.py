@@ -1,6 +1,7 @@
 """From ops to networks: sums, the correction, and what is refused."""
 
 import random
+import re
 
 import pytest
 
@@ -66,6 +67,13 @@ def mobile():
 
 def _true_ms(op):
     return 0.02 + 2e-8 * op.macs + 2e-7 * op.bytes_moved * (1.2 if getattr(op, "kernel", 3) > 3 else 1.0)
+
+
+@pytest.mark.parametrize("key", ["rubbish", "conv(hw=2)"])
+def test_a_row_that_is_no_op_is_named_with_its_table(tiny, op_ms, tmp_path, key):
+    predictor = _table(tmp_path / "t.jsonl", op_ms | {key: 1.0})
+    with pytest.raises(TableError, match=rf"t\.jsonl: '{re.escape(key)}'"):
+        predictor.require(tiny)
 
 
 def test_ops_that_were_not_measured_are_predicted_with_an_interval_and_an_account(mobile, tmp_path):
