@@ -240,6 +240,8 @@ def _ceilings(trials: list[Trial], folders: list[Path]) -> list[Result]:
         space = data.load(folders, *name.split("/"))
         devices = dict.fromkeys(trial.device for trial in trials if trial.space == name)
         figures[name] = [_ceiling(space, device) for device in devices if f"{name}/{device}" != PATHLESS]
+    met = dict.fromkeys(trial.device for trial in trials if trial.count == 100)
+    figures["nn-Meter's platforms"] = [_ceiling(data.load(folders, "nb201"), device) for device in met]
     figures["networks"] = [each for name in NETWORKS for each in figures.get(name, [])]
     worst = min((each["within10"] for each in figures["networks"]), default=np.nan)
     return [
