@@ -12,7 +12,7 @@ Then 40 clean exports, the five steps of dna-export's chain (export, simplify, O
 networks: teacher, student, and six more of the space with the weights that their blocks learned. Each step is verified against
 the one before it as dna-export does, at its limits, and searched: an alarm is a failed verification or a tensor that is named.
 
-Takes about 20 minutes on one core. Each fault is a line of benchmarks/results/faults.jsonl as it is done; interrupted, the same
+Takes about 40 minutes on one core. Each fault is a line of benchmarks/results/faults.jsonl as it is done; interrupted, the same
 command goes on. All rows are of one student: those of another one are refused.
 """
 

@@ -33,10 +33,12 @@ class Limits:
     accuracy_drop: float = 1.0  # of the share of right answers
 
 
-LIMITS = {  # by the precision of the step; fp32 through another runtime differs by rounding only
+# By the precision of the step; fp32 through another runtime differs by rounding only. Rounding to fp16 adds up to .074 of the
+# spread in EfficientNet-Lite0, each tensor within its own, and bf16 rounds 8 times as coarsely. Of classes ties may change.
+LIMITS = {
     "fp32": Limits(),
-    "fp16": Limits(top1_agreement=0.999, largest_difference=0.05),
-    "bf16": Limits(top1_agreement=0.98, largest_difference=0.5),
+    "fp16": Limits(top1_agreement=0.99, largest_difference=0.125),
+    "bf16": Limits(top1_agreement=0.98, largest_difference=1.0),
     "int8": Limits(top1_agreement=0.8, largest_difference=WORST, harmful_flips=1.0),  # judged by the accuracy that is lost
 }
 
