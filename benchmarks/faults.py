@@ -10,9 +10,9 @@ fails. The tensor is looked for whether or not it is detected.
 
 Then 40 clean exports, the five steps of dna-export's chain (export, simplify, ONNX Runtime's own optimizer, fp16, int8) of eight
 networks: teacher, student, and six more of the space with the weights that their blocks learned. Each step is verified against
-the one before it as dna-export does, at its limits, and searched: an alarm is a failed verification or a tensor that is named.
+the one before it as dna-export does, at its limits. It is searched too, as dna-export does only where a step fails.
 
-Takes about 20 minutes on one core. Each fault is a line of benchmarks/results/faults.jsonl as it is done; interrupted, the same
+Takes about 40 minutes on one core. Each fault is a line of benchmarks/results/faults.jsonl as it is done; interrupted, the same
 command goes on. All rows are of one student: those of another one are refused.
 """
 
@@ -412,7 +412,8 @@ def figures(faults, cleans):
     anyway = sum(row["named"] == row["planted_at"] for row in faults) / len(faults)
     longer = sum(row["runs"] > row["bound"] for row in faults)
     marks = max(row["marks"] for row in faults)
-    alarms = [row for row in cleans if row["detected"] or row["named"] or row["fused_only"]]
+    failed = sum(row["detected"] is not None for row in cleans)
+    named = sum(row["named"] is not None or row["fused_only"] for row in cleans)
     return [
         Result("harmful faults not detected", len(missed), "", "<= 0", not missed, len(harmful)),
         Result("detected faults named exactly", exact, "", ">= 0.95", exact >= 0.95, len(detected)),
@@ -421,7 +422,8 @@ def figures(faults, cleans):
         Result("searches of more than 2 log2(n) + 3 runs", longer, "", "<= 0", not longer, len(faults)),
         Result("runs of the longest search", max(row["runs"] for row in faults), "runs", n=len(faults)),
         Result("most extra outputs at a time", marks, "", f"<= {MARKS}", marks <= MARKS, len(faults)),
-        Result("alarms on clean exports", len(alarms), "", "<= 0", not alarms, len(cleans)),
+        Result("clean exports that fail", failed, "", "<= 0", not failed, len(cleans)),
+        Result("clean exports in which the search, were it run, names a tensor", named, "", "<= 0", not named, len(cleans)),
     ]
 
 

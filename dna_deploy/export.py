@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dna_deploy.bundle import GOLDEN, LOGITS, PORTABLE, VERIFICATION, write_bundle
 from dna_deploy.chain import stem, steps
-from dna_deploy.errors import CannotRun, CheckFailed, DnaError, RequestError, first_line
+from dna_deploy.errors import CannotRun, CheckFailed, DnaError, RequestError, TableError, first_line
 from dna_deploy.exporters._exporter import Exporter, Options
 from dna_deploy.files import sha256, write_json
 from dna_deploy.locate import locate
@@ -174,7 +174,12 @@ def elsewhere(original: Original, latency: Latency) -> bool:
 
 def _on_device(picked: Picked, file: Path, fp32: Path | None) -> Latency | None:
     models = [Model("exported", file.read_bytes()), *([Model("fp32", fp32.read_bytes())] if fp32 else [])]
-    found = measure_whole(LatencyTable.load(Path(picked.table)), models, picked.predicted_ms)
+    try:
+        table = LatencyTable.load(Path(picked.table))
+    except TableError as error:  # the run was moved away from it; an export of minutes is not thrown away for that
+        say(f"{error}: measured in this process instead")
+        return None
+    found = measure_whole(table, models, picked.predicted_ms)
     if found is None:
         return None
     measured = found["exported"].measurement

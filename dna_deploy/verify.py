@@ -1,5 +1,6 @@
 """Is the exported network still the one that was trained? Every step of the export is held against the one before it."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from dna_deploy.placement import Placement, placement
 from dna_deploy.progress import bar
 
 Array = np.ndarray[Any, np.dtype[Any]]
-SCHEMA = "dna-deploy/verification/4"
+SCHEMA = "dna-deploy/verification/5"
 FEW = 12  # images that are run at each of the small batch sizes, beside all of them at the largest
 SMALL_BATCHES = (1, 2, 3)
 EDGES = ("zeros", "ones", "darkest", "brightest", "darkest and brightest in turn", "noise")
@@ -28,15 +29,19 @@ class Limits:
 
     top1_agreement: float = 1.0  # share of images with the same winning class
     largest_difference: float = 1e-4  # of any logit, in units of the reference's spread
+    edge_difference: float = 1e-4  # the same on edge inputs, for which nothing was trained and rounding grows
     harmful_flips: float = 0.0  # share of images whose class changed by more than the usual difference explains
     accuracy_drop: float = 1.0  # of the share of right answers
 
 
-LIMITS = {  # by the precision of the step; fp32 through another runtime differs by rounding only
+# By the precision of the step; fp32 through another runtime differs by rounding only. Rounding to fp16 adds up to .074 of the
+# spread in EfficientNet-Lite0 and to .19 on edge inputs, each tensor within its own; bf16 rounds 8 times as coarsely. Of classes
+# ties may change.
+LIMITS = {
     "fp32": Limits(),
-    "fp16": Limits(top1_agreement=0.999, largest_difference=0.05),
-    "bf16": Limits(top1_agreement=0.98, largest_difference=0.5),
-    "int8": Limits(top1_agreement=0.8, largest_difference=WORST, harmful_flips=1.0),  # judged by the accuracy that is lost
+    "fp16": Limits(top1_agreement=0.99, largest_difference=0.125, edge_difference=0.5),
+    "bf16": Limits(top1_agreement=0.98, largest_difference=1.0, edge_difference=4.0),
+    "int8": Limits(0.8, largest_difference=WORST, edge_difference=WORST, harmful_flips=1.0),  # judged by the accuracy lost
 }
 
 
@@ -201,7 +206,8 @@ def judge(
         return Comparison(about, batch, count, 0.0, count, WORST, WORST, 0.0, scale, lost, False)
     before, after = reference.astype(np.float64), found.astype(np.float64)
     difference = np.abs(before - after)
-    agreement = float((before.argmax(1) == after.argmax(1)).mean())
+    flips = int((before.argmax(1) != after.argmax(1)).sum())
+    allowed = math.ceil((1 - limits.top1_agreement) * count - 1e-9)  # of whole images: one in a thousand is one of 600 too
     largest = float(difference.max()) / scale
     harmful = int(harmful_flips(before, after).sum())
     answers = None if labels is None else paired(before.argmax(1) == labels, after.argmax(1) == labels)
@@ -209,18 +215,18 @@ def judge(
         about=about,
         batch=batch,
         images=count,
-        top1_agreement=agreement,
+        top1_agreement=1 - flips / count,
         harmful_flips=harmful,
         largest_difference=largest,
         mean_difference=float(difference.mean()) / scale,
         cosine=float(_cosine(before, after).min()),
         spread=scale,
         accuracy=answers,
-        ok=largest <= limits.largest_difference
+        ok=largest <= (limits.largest_difference if spread is None else limits.edge_difference)
         and (
             spread is not None
             or (
-                agreement >= limits.top1_agreement
+                flips <= allowed
                 and harmful <= limits.harmful_flips * count
                 and (answers is None or answers.drop <= limits.accuracy_drop)
             )
@@ -290,8 +296,10 @@ def failures(link: Link) -> list[str]:
     lines = []
     failed = [found for found in link.comparisons if not found.ok]
     for found in failed[:1]:
-        said = [f"largest difference {found.largest_difference:.2g} of the spread (limit {limits.largest_difference:.2g})"]
-        if found.about == "images":
+        on_images = found.about == "images"
+        limit = limits.largest_difference if on_images else limits.edge_difference
+        said = [f"largest difference {found.largest_difference:.2g} of the spread (limit {limit:.2g})"]
+        if on_images:
             said.append(f"top-1 agreement {found.top1_agreement:.2%} (limit {limits.top1_agreement:.2%})")
             said.append(f"{found.harmful_flips} harmful flips (limit {limits.harmful_flips:.1%})")
         if found.accuracy is not None:

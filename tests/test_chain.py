@@ -1,5 +1,7 @@
 """The chain of an export: every step is a file of its own, and where one is wrong the message says which layer."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -15,6 +17,7 @@ from dna_deploy.exporters import onnx as portable
 from dna_deploy.exporters._exporter import Contract, Options
 from dna_deploy.original import Original
 from dna_deploy.plugins import find
+from dna_deploy.run import Picked
 from dna_deploy.verify import Inputs
 
 CONTRACT = Contract(16, (0.5,) * 3, (0.5,) * 3, ("a", "b", "c"))
@@ -85,6 +88,13 @@ def test_simplifying_is_a_step_of_its_own(original):
 def test_a_format_made_from_the_module_is_one_step(original):
     found = list(steps(original, find("exporters", "torch"), Options(), original.folder / "model.pt2"))
     assert [step.name for step in found] == ["torch"]
+
+
+def test_a_run_without_its_latency_table_is_exported_all_the_same(original, capsys):
+    picked = Picked("pixel", "no_such_table.jsonl", 2.0, 1.9, -3.0, 1, 1, None)
+    done = export(replace(original, picked=picked), "onnx", Options())
+    assert done.verification.verified and done.verification.latency.device == "this process"
+    assert "no_such_table.jsonl" in capsys.readouterr().err
 
 
 def test_a_fault_of_simplifying_is_found_there_and_the_layer_is_named(original, monkeypatch):

@@ -93,6 +93,24 @@ def test_a_flip_within_the_usual_difference_is_harmless_and_one_beyond_it_is_not
     assert list(np.nonzero(harmful_flips(reference, reference + noise))[0]) == [150]
 
 
+def test_a_share_of_few_images_is_one_whole_image():
+    """Of 600 images one may flip where one of 1000 may, if it was a tie; none where all must agree, and no clear one ever."""
+    rng = np.random.default_rng(0)
+    reference = np.stack([np.linspace(1, 2, 600), np.zeros(600)], axis=1)
+    reference[:2] = [0.001, 0.0]  # two ties
+
+    def flipped(*images):
+        after = reference + rng.normal(0, 0.01, reference.shape)
+        after[:2] = reference[:2]
+        after[list(images)] = reference[list(images), ::-1]
+        return after
+
+    fp16, fp32 = Limits(top1_agreement=0.999, largest_difference=10.0), Limits(largest_difference=10.0)
+    assert judge(reference, flipped(0), None, 8, fp16).ok
+    for damaged, limits in ((flipped(0, 1), fp16), (flipped(300), fp16), (flipped(0), fp32)):
+        assert not judge(reference, damaged, None, 8, limits).ok
+
+
 def test_mcnemar_against_scipys_contingency_and_by_hand():
     before = np.array([True] * 8 + [False] * 2)
     after = np.array([True] * 5 + [False] * 5)

@@ -103,7 +103,10 @@ def main(
     options = Options(precision, largest_batch, 0.005 if max_drop is None else max_drop, opset, compute_capability)
     limits = {key: replace(limit, accuracy_drop=options.max_drop) for key, limit in LIMITS.items()}
     if max_difference is not None:
-        limits = {key: replace(limit, largest_difference=max_difference) for key, limit in limits.items()}
+        limits = {
+            key: replace(limit, largest_difference=max_difference, edge_difference=max_difference)
+            for key, limit in limits.items()
+        }
     original = _model(exporter, model, weights, data, data_root, image_size, labels) if model else _run(name)
     done = export(original, format_, options, limits, output, device)
     if zipped:
