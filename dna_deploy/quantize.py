@@ -4,7 +4,7 @@ Where the quantized network loses more accuracy than is allowed, the layers that
 them as make it fit. What is decided here is decided on held-out images; the test set is never looked at.
 """
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,13 +47,8 @@ def quantize(
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
     chosen = [name for name in layers(model) if name not in in_float]
-    weights = {weight.name for weight in model.graph.initializer}
     between = ("Add",) if symmetric else BETWEEN
-    chosen += [
-        node.name
-        for node in model.graph.node
-        if node.op_type in between and not (node.op_type == "Add" and weights & {*node.input})
-    ]
+    chosen += [node.name for node in _between(model, chosen) if node.op_type in between]
     ranges = {name: _range(histogram, symmetric) for name, histogram in seen.items()}
     settings: dict[str, Any] = {"ActivationSymmetric": symmetric, "WeightSymmetric": True}
     if symmetric:
@@ -76,6 +71,18 @@ def quantize(
     quantized: onnx.ModelProto = quantizer.model.model
     del quantized.graph.value_info[:]
     return quantized
+
+
+def _between(model: "onnx.ModelProto", chosen: Collection[str]) -> "Iterator[onnx.NodeProto]":
+    """The nodes that only pass on what the `chosen` layers compute; behind a layer in float they would round for nothing."""
+    carried: set[str] = set()
+    for node in model.graph.node:
+        inputs = node.input if node.op_type == "Add" else node.input[:1]
+        passes_on = node.op_type in BETWEEN and carried.issuperset(inputs)
+        if passes_on:
+            yield node
+        if passes_on or node.name in chosen:
+            carried.update(node.output)
 
 
 def _range(histogram: Histogram, symmetric: bool) -> Any:

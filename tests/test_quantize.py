@@ -77,6 +77,24 @@ def test_a_layer_left_in_float_keeps_its_weights():
     assert not [node for node in untouched.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_sum_is_quantized_between_quantized_layers_only(symmetric):
+    """(N, 3, 2, 2) -> two layers, their sum -> (N, 8): with one of them in float the sum has nothing to gain from int8."""
+    model = network()
+    del model.graph.node[3:]
+    model.graph.node.append(helper.make_node("Gemm", ["flat", "w3"], ["other"], name="other", transB=1))
+    model.graph.node.append(helper.make_node("Add", ["active", "other"], ["output"], name="sum"))
+    model.graph.initializer.append(numpy_helper.from_array(FIRST[::-1].copy(), "w3"))
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 8
+
+    def rounded(in_float):
+        nodes = quantized(model, frozenset(in_float), symmetric).graph.node
+        makers = {name: node.op_type for node in nodes for name in node.output}
+        return makers[next(node for node in nodes if node.name == "sum").input[1]] == "DequantizeLinear"
+
+    assert rounded([]) and not rounded(["other"]) and not rounded(["first", "other"])
+
+
 def test_the_harmful_layer_goes_back_to_float_alone(tmp_path):
     harmful = SECOND.copy()
     harmful[:, 0] = 1e4  # on the unit that never fires: no use in float, and no step left for the others in int8
