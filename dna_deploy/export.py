@@ -84,7 +84,7 @@ def export(
     write_json(path.with_name(f"{path.name}{VERIFICATION}"), verification)
     save_logits(path.with_name(f"{path.name}{LOGITS}"), original.test.labels, answers)
     if original.picked is not None and output is None:
-        say(f"all of it on one page: {write_report(Pick(original.folder.parent))}")
+        _report(Pick(original.folder.parent))
     if not verification.ok:
         last = there or links[-1]
         place = f"{last.file or path}: step {last.step}"
@@ -112,6 +112,14 @@ def _first_bad(original: Original, exporter: Exporter, before: Step, step: Step)
         return locate(reference, onnx.load(searched), {"input": images}, step.precision, run).text
     except Exception as error:  # a graph too broken to be cut; that the step failed must be heard all the same
         return f"the first wrong tensor could not be searched for ({first_line(error)})"
+
+
+def _report(pick: Pick) -> None:
+    """An export is not thrown away because what the report shows besides, such as the latency table, is elsewhere."""
+    try:
+        say(f"all of it on one page: {write_report(pick)}")
+    except DnaError as error:
+        say(f"{pick.report} was not written: {error}")
 
 
 def _pack(original: Original, exporter: Exporter, options: Options, path: Path, made: list[Step]) -> None:
