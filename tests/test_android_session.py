@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -98,8 +99,9 @@ def test_a_killed_runner_goes_on(open_session: Callable[..., Session]) -> None:
         visits.append((visit.key, visit.round))
         pid = runner_pid(session) if len(visits) == 1 or (len(visits) >= 30 and killed < 2) else None
         if pid:
-            os.kill(pid, signal.SIGKILL)
-            killed += 1
+            with suppress(ProcessLookupError):  # it may have ended by itself since it was asked
+                os.kill(pid, signal.SIGKILL)
+                killed += 1
     assert killed and visits == expected(plan, ops()[:3])
 
 
