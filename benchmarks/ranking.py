@@ -36,6 +36,7 @@ from dna_deploy.machine import this_machine
 from dna_deploy.pick import pareto_front
 from dna_deploy.rate import rate, replace_one
 from dna_deploy.ratings import Rating, load_ratings, save_ratings
+from dna_deploy.scores import imitation
 from dna_deploy.space import Block
 from dna_deploy.supernet import Supernet
 
@@ -43,12 +44,13 @@ RESULTS = Path(__file__).with_name("results") / "ranking.jsonl"
 BUDGETS = np.arange(0.05, 1, 0.1)  # quantiles of the networks' multiply-adds
 TOP = 5  # best-scored networks that are trained to keep one
 COUNT = 40  # networks a calibration is given
+OURS = "imitation"  # the product's own: log relative L1 over all teachers, half of it as the layers add up
 SCORES: dict[str, Callable[[Rating], float]] = {
     "relative L1": lambda rating: rating.relative_l1,
     "log relative L1": lambda rating: math.log(rating.relative_l1),
     "NSR": lambda rating: rating.noise_to_signal,
     "log NSR": lambda rating: math.log(rating.noise_to_signal),
-    "log relative L1, two teachers": lambda rating: (math.log(rating.relative_l1) + math.log(rating.second or 1.0)) / 2,
+    "log relative L1, all teachers": lambda rating: float(np.mean(np.log([rating.relative_l1, *rating.others]))),
     "replace-one": lambda rating: rating.replace_one or 0.0,
     "log replace-one": lambda rating: math.log(rating.replace_one or 1.0),
 }
@@ -68,7 +70,7 @@ class Recipe:
     rating_batch: int
     replace_images: int  # of the held-out ones for replace-one; 0 leaves it out
     seed: int
-    second: str | None = None  # another teacher, whose supernet is trained and rated alike
+    average: tuple[str, ...] = ()  # other teachers, whose supernets are trained and rated alike
 
     @property
     def name(self) -> str:
@@ -110,16 +112,24 @@ def rated(recipe: Recipe) -> dict[str, list[Rating]]:
     return load_ratings(file, space.blocks)
 
 
-def rated_twice(recipe: Recipe) -> dict[str, list[Rating]]:
-    """The ratings of every candidate by block, with those under the second teacher where there is one."""
-    ratings = rated(recipe)
-    if recipe.second is None:
-        return ratings
-    seconds = rated(replace(recipe, teacher=recipe.second))
+def rated_by_all(recipe: Recipe) -> dict[str, list[Rating]]:
+    """The ratings of every candidate by block, with those under the other teachers."""
+    theirs = [rated(replace(recipe, teacher=other)) for other in recipe.average]
     return {
-        name: [replace(one, second=other.relative_l1) for one, other in zip(block, seconds[name], strict=True)]
-        for name, block in ratings.items()
+        name: [replace(own, others=tuple(other[name][place].relative_l1 for other in theirs)) for place, own in enumerate(block)]
+        for name, block in rated(recipe).items()
     }
+
+
+def scored(ratings: dict[str, list[Rating]], recipe: Recipe) -> dict[str, list[np.ndarray]]:
+    """Every score there is of the searched blocks' candidates, by its name."""
+    space = SPACE.at(32, 10)
+    found = {OURS: [own for own, block in zip(imitation(space, ratings), space.blocks, strict=True) if block.size > 1]}
+    for name, score in SCORES.items():
+        if ("replace-one" in name and not recipe.replace_images) or ("all teachers" in name and not recipe.average):
+            continue
+        found[name] = [np.array([score(rating) for rating in ratings[block.name]]) for block in searched(space)]
+    return found
 
 
 def tau(a: np.ndarray, b: np.ndarray) -> float:
@@ -275,7 +285,7 @@ def keep(recipe: Recipe, results: Sequence[Result]) -> None:
     """The recipe's line in the results file, in place of an earlier one of the same recipe."""
     with FileLock(RESULTS.with_name(".ranking.lock")):
         rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-        rows = [row for row in rows if row["recipe"] != asdict(recipe)]
+        rows = [row for row in rows if row["recipe"] != json.loads(json.dumps(asdict(recipe)))]
         rows.append({"recipe": asdict(recipe), "results": {result.measure: round(result.value, 4) for result in results}})
         write_text(RESULTS, "".join(json.dumps(row) + "\n" for row in rows))
 
@@ -283,7 +293,7 @@ def keep(recipe: Recipe, results: Sequence[Result]) -> None:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--teacher", default="lite0-64px", choices=TEACHERS)
-    parser.add_argument("--second", choices=TEACHERS, help="another one; the scores are averaged")
+    parser.add_argument("--average", nargs="+", default=(), choices=TEACHERS, help="others; the scores are averaged")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
@@ -295,17 +305,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     values = vars(parser.parse_args())
     quick = values.pop("quick")
-    recipe = Recipe(**values)
+    recipe = Recipe(**values | {"average": tuple(values["average"])})
     if quick:
         recipe = replace(recipe, train_images=1_024, rating_images=256, rating_batch=128, batch=32, epochs=1)
-    found = rated_twice(recipe)
-    ratings = [found[block.name] for block in searched(SPACE.at(32, 10))]
     draws = 4 if quick else 20
     results = [Result("the teacher's test accuracy", test_accuracy(recipe.teacher), ""), *rivals(draws)]
-    for name, score in SCORES.items():
-        if ("replace-one" in name and not recipe.replace_images) or ("two teachers" in name and not recipe.second):
-            continue
-        results += judged(name, [np.array([score(rating) for rating in block]) for block in ratings], draws)
+    for name, scores in scored(rated_by_all(recipe), recipe).items():
+        results += judged(name, scores, draws)
     if not quick:
         keep(recipe, results)
     report("ranking", results)

@@ -25,6 +25,7 @@ from dna_deploy.pick import Front
 from dna_deploy.predictor import Predicted
 from dna_deploy.ratings import Rating
 from dna_deploy.run import Beside, Pick, Picked, Run
+from dna_deploy.scores import block_scores
 from dna_deploy.space import SearchSpace
 from profilers import Model
 
@@ -37,30 +38,6 @@ class Found:
     front: Front  # under the first budget alone
     budgets: tuple[Budget, ...]
     top: tuple[Architecture, ...]  # it and the next best, as many as were wanted and there are
-
-
-def block_scores(space: SearchSpace, ratings: dict[str, list[Rating]]) -> list[np.ndarray[Any, Any]]:
-    """The additive score: calibrated where the run is, else `log_scores`; blocks without a choice score zero."""
-    calibrated = [rating.calibrated for block in ratings.values() for rating in block]
-    if None in calibrated:
-        return log_scores(space, ratings)
-    return [np.array([rating.calibrated for rating in ratings.get(block.name, [])] or [0.0], float) for block in space.blocks]
-
-
-def log_scores(space: SearchSpace, ratings: dict[str, list[Rating]]) -> list[np.ndarray[Any, Any]]:
-    """The logarithm of each candidate's relative L1, averaged over both teachers where there is a second one.
-
-    What one teacher's layers are like (their kernels, where they stride) favours candidates that are alike; another
-    teacher favours others (tau on NAS-Bench-Macro .75 with one, .785 with two: benchmarks.ranking --second).
-    """
-    return [
-        np.mean([_logs(rating) for rating in ratings[block.name]], axis=1) if block.size > 1 else np.zeros(1)
-        for block in space.blocks
-    ]
-
-
-def _logs(rating: Rating) -> list[float]:
-    return [math.log(max(l1, 1e-9)) for l1 in (rating.relative_l1, rating.second) if l1 is not None]
 
 
 def pick(

@@ -20,7 +20,7 @@ class Rating:
     candidate: str
     relative_l1: float  # mean |Y - Y'| / std(Y)
     noise_to_signal: float  # mean over channels of the squared error over the variance
-    second: float | None = None  # the relative L1 under another teacher, where a second run was given
+    others: tuple[float, ...] = ()  # the relative L1 under other teachers, where their runs were given
     replace_one: float | None = None  # KL of a whole network with it from the teacher's classes, where that was asked for
     calibrated: float | None = (
         None  # the score weighed by what trained networks reached, where that was asked for; lower is better

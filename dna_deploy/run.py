@@ -231,7 +231,7 @@ def existing_run(name: str) -> Run:
     """The run of that name (or path), which has to be there."""
     folder = Path(name) if "/" in name else RUNS / name
     if not (folder / "run.json").is_file():
-        raise RunError(f"--second {name}: no such run; there are: {', '.join(_runs()) or 'none, run dna-search first'}")
+        raise RunError(f"--average {name}: no such run; there are: {', '.join(_runs()) or 'none, run dna-search first'}")
     return Run(folder)
 
 

@@ -1,4 +1,4 @@
-"""Further scores for the candidates of a run that is rated: from a second teacher, calibrated on a few trained networks, or
+"""Further scores for the candidates of a run that is rated: from other teachers, calibrated on a few trained networks, or
 in a whole network.
 
 All are kept in the run's ratings, so that picking again, for any device and budget, uses them without training.
@@ -15,11 +15,11 @@ from dna_deploy.calibrate import Calibration, calibrate, networks_to_train
 from dna_deploy.data import Images, open_source
 from dna_deploy.errors import RequestError, RunError
 from dna_deploy.files import read_json, write_json
-from dna_deploy.found import log_scores
 from dna_deploy.progress import say, show
 from dna_deploy.ratings import Rating, load_ratings, save_ratings
 from dna_deploy.recipe import Training
 from dna_deploy.run import Asked, Run, existing_run
+from dna_deploy.scores import imitation
 from dna_deploy.search import inherit_and_train, prepare_teacher, splits
 from dna_deploy.space import SearchSpace
 
@@ -36,31 +36,36 @@ class TrainedNetworks:
     schema: str = "dna-deploy/calibration/1"
 
 
-def second_run(name: str, asked: Asked) -> Run:
+def other_run(name: str, asked: Asked) -> Run:
     """The run of that name, finished and of the same space as `asked`; refused before anything else is done."""
     other = existing_run(name)
     space, size = other.asked.space, other.asked.image_size
     if (space, size) != (asked.space, asked.image_size):
         raise RequestError(
-            f"--second {name}: of {space} at {size} px, expected {asked.space} at {asked.image_size} px; make one under another "
+            f"--average {name}: of {space} at {size} px, expected {asked.space} at {asked.image_size} px; make one under another "
             "teacher with --run NAME --no-train"
         )
     if not other.ratings.exists():
-        raise RunError(f"--second {name}: not rated yet; run the dna-search that began it again, it goes on where it stopped")
+        raise RunError(f"--average {name}: not rated yet; run the dna-search that began it again, it goes on where it stopped")
     return other
 
 
-def add_second(run: Run, space: SearchSpace, other: Run) -> None:
-    """Take the ratings of `other`, the same space under another teacher (or another cut of it), as a second opinion."""
-    ratings, seconds = load_ratings(run.ratings, space.blocks), load_ratings(other.ratings, space.blocks)
-    pairs = [(a, b) for name, block in ratings.items() for a, b in zip(block, seconds[name], strict=True)]
-    changed = [a for a, b in pairs if a.second != b.relative_l1]
-    if changed:
-        if any(rating.calibrated is not None for rating in changed):
+def average(run: Run, space: SearchSpace, others: Sequence[Run]) -> None:
+    """Take the ratings of the `others`, the same space under other teachers (or other cuts of it), beside the run's own."""
+    ratings = load_ratings(run.ratings, space.blocks)
+    theirs = [load_ratings(other.ratings, space.blocks) for other in others]
+    rows = [
+        (own, replace(own, others=tuple(other[name][place].relative_l1 for other in theirs), calibrated=None))
+        for name, block in ratings.items()
+        for place, own in enumerate(block)
+    ]
+    if any(own.others != row.others for own, row in rows):
+        if any(own.calibrated is not None for own, _ in rows):
             say("the calibration was of the scores as they were, and is left out; give --calibrate to calibrate these")
-        save_ratings(run.ratings, [replace(a, second=b.relative_l1, calibrated=None) for a, b in pairs])
-    theirs = {name: [rating.relative_l1 for rating in block] for name, block in seconds.items()}
-    _agreement(f"how alike {other.folder} and {run.folder} order the candidates", ratings, theirs)
+        save_ratings(run.ratings, [row for _, row in rows])
+    for other, found in zip(others, theirs, strict=True):
+        scores = {name: [rating.relative_l1 for rating in block] for name, block in found.items()}
+        _agreement(f"how alike {other.folder} and {run.folder} order the candidates", ratings, scores)
 
 
 def calibrate_run(run: Run, space: SearchSpace, count: int) -> Calibration:
@@ -76,7 +81,7 @@ def calibrate_run(run: Run, space: SearchSpace, count: int) -> Calibration:
         known = replace(known, accuracies={**known.accuracies, arch.key: accuracy})
         write_json(file, known)
     ratings = load_ratings(run.ratings, space.blocks)
-    logs = log_scores(space, ratings)
+    logs = imitation(space, ratings)
     choices = np.array([_choice(arch) for arch in networks])
     accuracies = np.array([known.accuracies[arch.key] for arch in networks])
     found = calibrate(space, logs, choices, accuracies.tolist())

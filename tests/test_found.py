@@ -7,12 +7,13 @@ import pytest
 
 from dna_deploy.budget import Budget, block_costs
 from dna_deploy.errors import NothingFits
-from dna_deploy.found import architecture_at, block_scores, largest_within, pick
+from dna_deploy.found import architecture_at, largest_within, pick
 from dna_deploy.limits import Wanted
 from dna_deploy.plugins import find
 from dna_deploy.predictor import LatencyPredictor
 from dna_deploy.ratings import Rating
 from dna_deploy.run import Run
+from dna_deploy.scores import block_scores
 from dna_deploy.table import LatencyTable, find_table
 
 

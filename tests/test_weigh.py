@@ -9,12 +9,12 @@ from dna_deploy.calibrate import networks_to_train
 from dna_deploy.data import open_source
 from dna_deploy.errors import RequestError, RunError
 from dna_deploy.files import read_json, write_json
-from dna_deploy.found import block_scores
 from dna_deploy.plugins import find
 from dna_deploy.ratings import load_ratings, save_ratings
 from dna_deploy.run import Asked, Run, open_run
+from dna_deploy.scores import block_scores, imitation
 from dna_deploy.search import rate_all
-from dna_deploy.weigh import TrainedNetworks, add_second, calibrate_run, replace_one_run, second_run
+from dna_deploy.weigh import TrainedNetworks, average, calibrate_run, other_run, replace_one_run
 from tests.conftest import TINY
 
 
@@ -77,19 +77,18 @@ def test_a_calibration_that_ranks_better_takes_over(rated):
 def test_a_calibration_that_ranks_worse_does_not(rated):
     run, space = rated
     before = load_ratings(run.ratings, space.blocks)
-    logs = {name: {row.candidate: np.log(row.relative_l1) for row in rows} for name, rows in before.items()}
+    scores = imitation(space, before)
 
     def as_rated(arch):
-        pairs = zip(space.blocks, arch.candidates, strict=True)
-        return 0.5 - 0.1 * sum(logs[block.name][candidate.text] for block, candidate in pairs if block.size > 1)
+        own = zip(space.blocks, scores, arch.candidates, strict=True)
+        return 0.5 - 0.1 * sum(score[block.candidates.index(candidate)] for block, score, candidate in own)
 
     _known(run, space, as_rated)
     calibrate_run(run, space, 12)
     after = load_ratings(run.ratings, space.blocks)
     assert all(row.calibrated is None for rows in after.values() for row in rows)
-    for block, scores in zip(space.blocks, block_scores(space, after), strict=True):
-        if block.size > 1:
-            np.testing.assert_allclose(scores, list(logs[block.name].values()))
+    for own, kept in zip(scores, block_scores(space, after), strict=True):
+        np.testing.assert_array_equal(own, kept)
 
 
 def test_calibrating_trains_each_network_once(rated, monkeypatch):
@@ -120,30 +119,32 @@ def test_replacing_one_is_kept_beside_the_other_scores(rated):
     assert own[0] == pytest.approx(own[1], rel=1e-4)
 
 
-def test_a_second_teacher_has_half_of_the_say(rated, tmp_path):
+def test_runs_under_other_teachers_are_averaged(rated, tmp_path):
     run, space = rated
     before = load_ratings(run.ratings, space.blocks)
-    other = Run(tmp_path / "other")
-    write_json(other.folder / "run.json", replace(run.asked, teacher="another"))
+    save_ratings(run.ratings, [replace(row, calibrated=0.0) for rows in before.values() for row in rows])
     rng = np.random.default_rng(0)
-    rows = [replace(row, relative_l1=float(rng.uniform(0.1, 1))) for block in before.values() for row in block]
-    save_ratings(other.ratings, rows)
-    add_second(run, space, other)
-    seconds, after = load_ratings(other.ratings, space.blocks), load_ratings(run.ratings, space.blocks)
-    for block, scores in zip(space.blocks, block_scores(space, after), strict=True):
-        for row, second, score in zip(after.get(block.name, []), seconds.get(block.name, []), scores, strict=False):
-            assert score == pytest.approx(np.log(np.sqrt(row.relative_l1 * second.relative_l1)))
-            assert row.calibrated is None
+    others = []
+    for name in ("another", "a third"):
+        others.append(Run(tmp_path / name))
+        write_json(others[-1].folder / "run.json", replace(run.asked, teacher=name))
+        rows = [replace(row, relative_l1=float(rng.uniform(0.1, 1))) for rows in before.values() for row in rows]
+        save_ratings(others[-1].ratings, rows)
+    average(run, space, [other_run(str(other.folder), run.asked) for other in others])
+    everyone = [before, *(load_ratings(other.ratings, space.blocks) for other in others)]
+    after = load_ratings(run.ratings, space.blocks)
+    expected = np.mean([np.concatenate(imitation(space, ratings)) for ratings in everyone], axis=0)
+    np.testing.assert_allclose(np.concatenate(block_scores(space, after)), expected)
 
 
-def test_a_second_run_that_is_none_is_refused(rated, tmp_path):
+def test_another_run_that_is_none_is_refused(rated, tmp_path):
     run, _space = rated
     other = Run(tmp_path / "other")
     with pytest.raises(RunError, match="no such run"):
-        second_run(str(other.folder), run.asked)
+        other_run(str(other.folder), run.asked)
     write_json(other.folder / "run.json", replace(run.asked, image_size=64))
     with pytest.raises(RequestError, match=r"at 64 px, expected .* at 32 px"):
-        second_run(str(other.folder), run.asked)
+        other_run(str(other.folder), run.asked)
     write_json(other.folder / "run.json", run.asked)
     with pytest.raises(RunError, match="not rated yet"):
-        second_run(str(other.folder), run.asked)
+        other_run(str(other.folder), run.asked)

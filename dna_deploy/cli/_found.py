@@ -5,13 +5,14 @@ from typing import Any
 
 from dna_deploy.arch import Architecture
 from dna_deploy.budget import block_costs
-from dna_deploy.found import Found, block_scores
+from dna_deploy.found import Found
 from dna_deploy.measure import remark
 from dna_deploy.predictor import LatencyPredictor
 from dna_deploy.progress import say, show
 from dna_deploy.ratings import load_ratings
 from dna_deploy.rivals import rivalry
 from dna_deploy.run import Beside, Pick, Picked, Student
+from dna_deploy.scores import block_scores
 
 
 def picked_answer(found: Found, confidence: float | None) -> dict[str, Any]:
@@ -112,8 +113,8 @@ def _rivals(found: Found) -> list[dict[str, Any]]:
     """Beside the score what the cost alone would have said, block by block."""
     space = found.architecture.space
     ratings = load_ratings(found.pick.run.ratings, space.blocks)
-    if any(rating.second is not None for block in ratings.values() for rating in block):
-        say("scores are averaged with those under a second teacher")
+    if others := max(len(rating.others) for block in ratings.values() for rating in block):
+        say(f"scores are averaged with those under {others} other teacher{'s' if others > 1 else ''}")
     rows = rivalry(space, block_scores(space, ratings), block_costs(space, found.budgets[0].predictor))
     columns = ["block", "candidates", "MACs", "parameters", "MACs at equal latency", "spread left"]
     shown = [

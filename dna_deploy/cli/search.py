@@ -66,7 +66,12 @@ if TYPE_CHECKING:
 @click.option("--distill-batch", type=POSITIVE, default=16, help="Its batch size; the learning rate grows with its root.")
 @click.option("--fair", is_flag=True, help="Divide each of its batches among paths that use every op of a layer once.")
 @click.option("--rating-images", type=POSITIVE, default=128, help="Held-out images every candidate is rated on.")
-@click.option("--second", help="Average the scores with those of that run: the same space under another teacher.")
+@click.option(
+    "--average",
+    "averaged",
+    multiple=True,
+    help="Average the scores with those of that run: the same space under another teacher; several may be given.",
+)
 @click.option(
     "--calibrate", type=click.IntRange(min=8), help="Train so many networks briefly and weigh the scores by them; 20-40."
 )
@@ -119,7 +124,7 @@ def main(
     fair: bool,
     keep_features: bool,
     rating_images: int,
-    second: str | None,
+    averaged: tuple[str, ...],
     calibrate: int | None,
     replace_one: bool,
     recipe_name: str,
@@ -139,7 +144,7 @@ def main(
     from dna_deploy.recipe import recipe
     from dna_deploy.run import Asked
     from dna_deploy.search import dismiss, finish, join, meet, search
-    from dna_deploy.weigh import add_second, calibrate_run, replace_one_run, second_run
+    from dna_deploy.weigh import average, calibrate_run, other_run, replace_one_run
 
     if RANK > 0:  # torchrun started it beside the first
         join()
@@ -170,11 +175,11 @@ def main(
     wishes = _wishes(latencies, device, confidence, extrapolate)
     if address:
         from dna_deploy.cluster import rate_on
-    other = second_run(second, asked) if second else None
-    more = other or calibrate  # scores the pick waits for
+    others = [other_run(name, asked) for name in averaged]
+    more = others or calibrate  # scores the pick waits for
     found = search(asked, name, wishes, 0 if more else measure_top, wanted, rate_on(address) if address else None)
-    if other:
-        add_second(found.pick.run, found.architecture.space, other)
+    if others:
+        average(found.pick.run, found.architecture.space, others)
     if calibrate:
         calibrate_run(found.pick.run, found.architecture.space, calibrate)
     if more:
