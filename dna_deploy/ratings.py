@@ -9,7 +9,7 @@ from dna_deploy.errors import RunError
 from dna_deploy.files import parse, write_text
 from dna_deploy.space import Block
 
-SCHEMA = "dna-deploy/ratings/1"
+SCHEMA = "dna-deploy/ratings/2"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def load_ratings(path: Path, blocks: Sequence[Block]) -> dict[str, list[Rating]]
     except json.JSONDecodeError as error:
         raise RunError(f"{path}: not JSON Lines ({error}); delete it and run dna-search again") from None
     if not objects or objects[0].get("schema") != SCHEMA:
-        raise RunError(f"{path}: not a ratings file of this version; expected schema {SCHEMA!r}")
+        raise RunError(f"{path}: not a ratings file of this version; expected schema {SCHEMA!r}; delete it to rate anew")
     found = {(row["block"], row["candidate"]): parse(Rating, row, f"{path}, line {n}") for n, row in enumerate(objects[1:], 2)}
     result: dict[str, list[Rating]] = {}
     for block in blocks:

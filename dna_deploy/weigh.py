@@ -37,7 +37,7 @@ class TrainedNetworks:
 
 
 def other_run(name: str, asked: Asked) -> Run:
-    """The run of that name, finished and of the same space as `asked`; refused before anything else is done."""
+    """The run of that name, rated and of the same space as `asked`; refused before anything else is done."""
     other = existing_run(name)
     space, size = other.asked.space, other.asked.image_size
     if (space, size) != (asked.space, asked.image_size):

@@ -107,6 +107,6 @@ def test_ratings_that_lack_something_are_refused(tiny, ratings, tmp_path):
     path.write_text("{")
     with pytest.raises(RunError, match="not JSON Lines"):
         load_ratings(path, tiny.blocks)
-    path.write_text(json.dumps({"schema": "dna-deploy/ratings/1"}) + '\n{"block": "b1", "candidate": "x", "relative_l1": NaN}\n')
+    path.write_text(json.dumps({"schema": "dna-deploy/ratings/2"}) + '\n{"block": "b1", "candidate": "x", "relative_l1": NaN}\n')
     with pytest.raises(RequestError, match="line 2"):
         load_ratings(path, tiny.blocks)

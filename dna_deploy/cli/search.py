@@ -175,7 +175,7 @@ def main(
     wishes = _wishes(latencies, device, confidence, extrapolate)
     if address:
         from dna_deploy.cluster import rate_on
-    others = [other_run(name, asked) for name in averaged]
+    others = [other_run(name, asked) for name in dict.fromkeys(averaged)]
     more = others or calibrate  # scores the pick waits for
     found = search(asked, name, wishes, 0 if more else measure_top, wanted, rate_on(address) if address else None)
     if others:
