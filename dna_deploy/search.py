@@ -168,7 +168,7 @@ def fine_tuned(run: Run, source: Source, parts: Split, space: SearchSpace) -> "t
     weights = Path(asked.teacher_weights) if asked.teacher_weights else None
     model, preprocessing, ready = create(asked.teacher, len(source.classes), weights)
     cut(model, space, asked.cut)  # refused now rather than after the fine-tuning
-    require_scores(model, space)
+    require_scores(model, asked.image_size, len(source.classes))
     model.to(machine.device)
     if not ready:
         say(f"teacher {asked.teacher}: its classes differ, fine-tuning it on {len(parts.train)} images")
@@ -229,7 +229,7 @@ def finish(found: Found, predictor: LatencyPredictor, how: Training) -> Student:
     source = open_source(run.asked.data, run.asked.data_root)
     parts = splits(run, source)
     teacher = prepare_teacher(run, source, parts, arch.space)
-    partial = found.pick.folder / "student-training.safetensors"
+    partial = found.pick.training
     network = inherit_and_train(run, source, parts, teacher, arch, how, partial)
     save_checkpoint(found.pick.weights, network, None, how.epochs)
     partial.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dna_deploy.data import Preprocessing
-from dna_deploy.errors import TeacherError
+from dna_deploy.errors import TeacherError, first_line
 from dna_deploy.plugins import load
 from dna_deploy.space import SearchSpace
 
@@ -239,10 +239,7 @@ def trunk(model: "nn.Module", image_size: int) -> list[Place]:
         with torch.no_grad():
             model.eval()(torch.zeros(1, 3, image_size, image_size, device=_where(model)))
     except Exception as error:  # the network's own, whatever it is: of its image size, mostly
-        reason = str(error).strip().splitlines()[0][:160] if str(error) else type(error).__name__
-        raise TeacherError(
-            f"the teacher does not take images of {image_size} px ({reason}); choose another --image-size"
-        ) from error
+        raise _not_taken(image_size, error) from error
     finally:
         model.train(training)
         for hook in hooks:
@@ -328,18 +325,26 @@ def spatial(module: "nn.Module") -> bool:
     return any(isinstance(part, nn.Conv2d) and max(part.kernel_size) > 1 for part in module.modules())
 
 
-def require_scores(model: "nn.Module", space: SearchSpace) -> None:
-    """Refuse a network that does not score the classes of the data."""
+def _not_taken(image_size: int, error: Exception) -> TeacherError:
+    return TeacherError(f"the network does not take images of {image_size} px ({first_line(error)}); choose another --image-size")
+
+
+def require_scores(model: "nn.Module", image_size: int, classes: int) -> None:
+    """Refuse a network that does not take such images, or does not score the classes of the data."""
     import torch
 
     training = model.training
-    with torch.no_grad():
-        scores = tuple(model.eval()(torch.zeros(1, 3, space.image_size, space.image_size, device=_where(model))).shape)
-    model.train(training)
-    if scores != (1, space.num_classes):
+    try:
+        with torch.no_grad():
+            scores = tuple(model.eval()(torch.zeros(1, 3, image_size, image_size, device=_where(model))).shape)
+    except Exception as error:  # whatever the network's own code raises
+        raise _not_taken(image_size, error) from error
+    finally:
+        model.train(training)
+    if scores != (1, classes):
         raise TeacherError(
-            f"the teacher's output has the shape {scores} for one image, the data has {space.num_classes} classes: expected "
-            f"(1, {space.num_classes}); give a network of these classes, or let MODEL be a function of their number"
+            f"the network's output has the shape {scores} for one image, the data has {classes} classes: expected "
+            f"(1, {classes}); give a network of these classes, or let MODEL be a function of their number"
         )
 
 

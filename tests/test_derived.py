@@ -75,7 +75,7 @@ def test_a_module_of_ones_own_as_teacher(tmp_path):
     model, _, ready = create(str(trained), 5)
     assert ready and isinstance(model, nn.Module)
     with pytest.raises(TeacherError, match=r"has the shape \(1, 7\) for one image, the data has 5 classes"):
-        require_scores(model, find("spaces", "mobile").at(64, 5))
+        require_scores(model, 64, 5)
     empty = tmp_path / "empty.py"
     empty.write_text("")
     with pytest.raises(RequestError, match="defines no MODEL"):

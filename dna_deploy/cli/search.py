@@ -93,7 +93,7 @@ if TYPE_CHECKING:
 @click.option(
     "--ray", "address", help="Train blocks as jobs on the Ray cluster at HOST:PORT; the run on storage all machines share."
 )
-@click.option("--seed", default=0, help="Of everything random.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="Of everything random.")
 def main(
     latencies: tuple[tuple[str | None, float], ...],
     device: str | None,
