@@ -354,7 +354,7 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    return sorted(file for file in folder.rglob("[!.]*") if file.suffix.lower() in SUFFIXES)
 
 
 def _timm(spec: str, root: str | None) -> Source:

@@ -180,20 +180,6 @@ def fine_tuned(run: Run, source: Source, parts: Split, space: SearchSpace) -> "t
     return model, preprocessing
 
 
-def meet() -> None:
-    """The first process waits for those beside it."""
-    from dna_deploy.machine import this_machine
-
-    this_machine()
-
-
-def dismiss() -> None:
-    """It needs them no more."""
-    from dna_deploy.machine import dismiss
-
-    dismiss()
-
-
 def join() -> None:
     """What processes beside the first do: take their part in every training it tells them of, until it is done."""
     from dna_deploy.machine import dismiss, this_machine

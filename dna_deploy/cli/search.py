@@ -143,14 +143,16 @@ def main(
     from dna_deploy.limits import Wanted
     from dna_deploy.recipe import recipe
     from dna_deploy.run import Asked
-    from dna_deploy.search import dismiss, finish, join, meet, search
+    from dna_deploy.search import finish, join, search
     from dna_deploy.weigh import average, calibrate_run, other_run, replace_one_run
 
     if RANK > 0:  # torchrun started it beside the first
         join()
         return {}
     if WORLD > 1:
-        meet()
+        from dna_deploy.machine import dismiss, this_machine
+
+        this_machine()  # the first one waits here for those beside it
     asked = Asked(
         teacher=teacher,
         teacher_weights=str(teacher_weights) if teacher_weights else None,
