@@ -381,7 +381,14 @@ def _timm(spec: str, root: str | None) -> Source:
         return train[index][0] if index < count else test[index - count][0]
 
     fixed = frozenset(range(count, len(labels)))
-    return Source(spec, tuple(map(str, range(max(labels) + 1))), tuple(labels), open_sample, fixed)
+    return Source(spec, _class_names(train, max(labels) + 1), tuple(labels), open_sample, fixed)
+
+
+def _class_names(part: Any, count: int) -> tuple[str, ...]:
+    """What the data set calls its classes; their numbers where it does not."""
+    known = getattr(part, "class_to_idx", None) or getattr(getattr(part, "reader", None), "class_to_idx", None) or {}
+    names = {index: str(name) for name, index in known.items()}
+    return tuple(names.get(index, str(index)) for index in range(count))
 
 
 def _indexed(part: Any) -> tuple[Any, list[int]]:

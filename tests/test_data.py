@@ -242,6 +242,7 @@ def test_the_solar_cells_are_there():
 def test_a_timm_data_set_is_read_like_a_folder(folder):
     source = open_source("torch/image_folder", str(folder))
     assert source.labels == open_source(str(folder)).labels and not source.fixed_test
+    assert source.classes == ("blue", "red")
     assert Images(source, [0, 19], 8).batch([0, 1])[:, :, 4, 4].tolist() == [[0, 0, 255], [255, 0, 0]]
     with pytest.raises(DataError, match="timm cannot open it"):
         open_source("torch/image_folder", str(folder / "nowhere"))
