@@ -130,7 +130,8 @@ def prepare_teacher(run: Run, source: Source, parts: Split, space: SearchSpace) 
 
     from dna_deploy.checkpoint import load_checkpoint, save_checkpoint
     from dna_deploy.data import Preprocessing
-    from dna_deploy.teacher import Teacher, cut, untrained
+    from dna_deploy.networks import untrained
+    from dna_deploy.teacher import Teacher, cut
     from dna_deploy.train import accuracy, logits_of
 
     asked, machine = run.asked, machine_of(run)
