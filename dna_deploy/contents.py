@@ -27,7 +27,7 @@ from dna_deploy.errors import CheckFailed, DnaError, MachineError, RequestError,
 from dna_deploy.exporters._exporter import Exporter
 from dna_deploy.files import read_arrays, read_json, sha256
 from dna_deploy.plugins import find, knows, names
-from dna_deploy.verify import Paired, load_logits, paired
+from dna_deploy.verify import Paired, by_class, load_logits, paired, winners
 from profilers import Model, Plan, Stop, find_device, find_profiler, measure, summarize
 
 LARGEST_BYTES = 4 << 30  # of an unpacked zip
@@ -66,7 +66,7 @@ class Contents:
         if labels is None or len(logits) < 2:
             return None
         first, *_, last = logits.values()
-        return paired(first.argmax(1) == labels, last.argmax(1) == labels)
+        return paired(winners(first) == labels, winners(last) == labels)
 
 
 @contextmanager
@@ -191,9 +191,9 @@ def check(contents: Contents, device: str | None = None, trust: bool = False) ->
 def _golden(file: str, found: Array, expected: Array, tolerance: float) -> Golden:
     if found.shape != expected.shape or not np.isfinite(found).all():
         return Golden(file, 1e30, tolerance, False)
-    flips = found.argmax(1) != expected.argmax(1)
-    ordered = np.sort(expected, axis=1)
-    close = ordered[:, -1] - ordered[:, -2] <= 2 * tolerance if expected.shape[1] > 1 else flips
+    flips = winners(found) != winners(expected)
+    ordered = np.sort(by_class(expected), axis=1)
+    close = ordered[:, -1] - ordered[:, -2] <= 2 * tolerance
     return Golden(file, float(np.abs(found - expected).max()), tolerance, not bool((flips & ~close).any()))
 
 

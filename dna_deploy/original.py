@@ -257,8 +257,8 @@ def _labels(asked: Asked, classes: int, source: Source | None) -> tuple[str, ...
         if len(names) != classes:
             raise RequestError(f"--labels {asked.labels}: {len(names)} names, the network has {classes} classes")
         return names
-    if source is not None and len(source.classes) == classes:
-        return source.classes
+    if source is not None and _tells_apart(classes, source):
+        return source.classes[-classes:]
     if classes == 1000:
         from timm.data import ImageNetInfo
 
@@ -275,10 +275,15 @@ def _parts(source: Source | None, size: int, classes: int, preprocessing: Prepro
         inputs_of(Images(source, part, size), preprocessing, f"{name} images of {source.name}")
         for name, part in (("test", parts.test), ("held-out", parts.held_out))
     )
-    if len(source.classes) == classes:
+    if _tells_apart(classes, source):
         return test, held_out
     say(f"{source.name} has {len(source.classes)} classes, the network {classes}: agreement is judged, accuracy is not")
     return replace(test, labels=None), replace(held_out, labels=None)
+
+
+def _tells_apart(outputs: int, source: Source) -> bool:
+    """Whether a network's outputs are these classes; one output is that of the second of two."""
+    return len(source.classes) == (outputs if outputs > 1 else 2)
 
 
 def synthetic(size: int, preprocessing: Preprocessing, seed: int) -> Inputs:

@@ -202,15 +202,15 @@ def judge(
     count, about = len(reference), "images" if spread is None else "edge inputs"
     scale = max(float(reference.std()) if spread is None else spread, 1e-30)
     if found.shape != reference.shape or not np.isfinite(found).all():
-        lost = None if labels is None else paired(reference.argmax(1) == labels, np.zeros(count, bool))
+        lost = None if labels is None else paired(winners(reference) == labels, np.zeros(count, bool))
         return Comparison(about, batch, count, 0.0, count, WORST, WORST, 0.0, scale, lost, False)
     before, after = reference.astype(np.float64), found.astype(np.float64)
     difference = np.abs(before - after)
-    flips = int((before.argmax(1) != after.argmax(1)).sum())
+    flips = int((winners(before) != winners(after)).sum())
     allowed = math.ceil((1 - limits.top1_agreement) * count - 1e-9)  # of whole images: one in a thousand is one of 600 too
     largest = float(difference.max()) / scale
     harmful = int(harmful_flips(before, after).sum())
-    answers = None if labels is None else paired(before.argmax(1) == labels, after.argmax(1) == labels)
+    answers = None if labels is None else paired(winners(before) == labels, winners(after) == labels)
     return Comparison(
         about=about,
         batch=batch,
@@ -234,14 +234,26 @@ def judge(
     )
 
 
+def by_class(logits: Array) -> Array:
+    """One column a class: the only one of a network that tells two classes apart is the second class's, the first has zero."""
+    return logits if logits.shape[1] > 1 else np.hstack([np.zeros_like(logits), logits])
+
+
+def winners(logits: Array) -> Array:
+    """The class of each image."""
+    found: Array = by_class(logits).argmax(1)
+    return found
+
+
 def harmful_flips(before: Array, after: Array) -> Array:
     """Which images changed their class although the reference was surer of it than the usual difference explains.
 
     An image between two classes flips at the slightest rounding and harms nobody. The difference of two logits that each
     move by the root mean square of all moves has sqrt(2) times that as its standard deviation.
     """
+    before, after = by_class(before), by_class(after)
     ordered = np.sort(before, axis=1)
-    margin = ordered[:, -1] - ordered[:, -2] if before.shape[1] > 1 else np.full(len(before), np.inf)
+    margin = ordered[:, -1] - ordered[:, -2]
     usual = np.sqrt(2 * np.mean(np.square(before - after)))
     harmful: Array = (before.argmax(1) != after.argmax(1)) & (margin > USUAL * usual)
     return harmful

@@ -93,6 +93,21 @@ def test_a_flip_within_the_usual_difference_is_harmless_and_one_beyond_it_is_not
     assert list(np.nonzero(harmful_flips(reference, reference + noise))[0]) == [150]
 
 
+def test_one_logit_alone_is_judged_by_its_sign():
+    """What tells two classes apart with one output: above zero it is the second."""
+    before, labels = np.array([[2.0], [-1], [0.001], [-3]]), np.array([1, 0, 1, 1])
+    found = judge(before, before, labels, 4, Limits())
+    assert found.ok and (found.accuracy_before, found.top1_agreement, found.harmful_flips) == (0.75, 1.0, 0)
+    wrong = judge(before, before * [[1], [-1], [1], [1]], labels, 4, Limits(largest_difference=9))
+    assert not wrong.ok and (wrong.accuracy_after, wrong.top1_agreement) == (0.5, 0.75)
+    rng = np.random.default_rng(0)
+    before = np.linspace(-2, 2, 401)[:, None] + 1e-9
+    noise = rng.normal(0, 0.03, before.shape)
+    assert (np.sign(before) != np.sign(before + noise)).any() and not harmful_flips(before, before + noise).any()
+    noise[300] = -2  # of 1
+    assert list(np.nonzero(harmful_flips(before, before + noise))[0]) == [300]
+
+
 def test_a_share_of_few_images_is_one_whole_image():
     """Of 600 images one may flip where one of 1000 may, if it was a tie; none where all must agree, and no clear one ever."""
     rng = np.random.default_rng(0)
