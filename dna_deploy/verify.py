@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,7 @@ class Link:
     comparisons: list[Comparison]
     placement: Placement | None = None  # where ONNX Runtime put the nodes; None for what it does not run
     first_bad: str | None = None  # the first wrong tensor, where the step failed and could be searched
+    left_out: list[str] = field(default_factory=list)  # edge inputs to which the step before has no finite answer
 
     @property
     def ok(self) -> bool:
@@ -153,15 +154,19 @@ class Verification:
         return list(dict.fromkeys(kept for link in self.links for kept in link.kept))
 
     @property
+    def left_out(self) -> list[str]:
+        """The edge inputs that say nothing of this network, each once."""
+        return list(dict.fromkeys(name for link in self.links for name in link.left_out))
+
+    @property
     def verified(self) -> bool:
         """Everything was checked, the deployed file too, and nothing failed."""
         return self.ok and self.not_run is None
 
 
-def outputs(step: Step, inputs: Inputs, batch: int, count: int | None = None) -> Array:
-    """The logits (count, classes) of the first `count` images, of all where it is left out, in batches of `batch`."""
-    count = min(count or inputs.count, inputs.count)
-    found = []
+def outputs(step: Step, inputs: Inputs, batch: int) -> Array:
+    """The logits (N, classes) of all images, in batches of `batch`."""
+    found, count = [], inputs.count
     with bar(f"running {step.name} at batch size {batch}", count) if count > FEW else nullcontext(lambda done: None) as advance:
         for start in range(0, count, batch):
             places = range(start, min(start + batch, count))
@@ -173,16 +178,30 @@ def outputs(step: Step, inputs: Inputs, batch: int, count: int | None = None) ->
 def compare(before: Step, reference: Array, step: Step, inputs: Inputs, largest_batch: int, limits: Limits) -> tuple[Link, Array]:
     """Run a step on all images and hold its logits against `reference`, those of the step before; returns them too."""
     logits = outputs(step, inputs, largest_batch)
-    comparisons = [judge(reference, logits, inputs.labels, largest_batch, limits)]
-    edges = edge_inputs(inputs.at(range(min(FEW, inputs.count))))
-    asked = Inputs("edge inputs", len(edges), lambda places: edges[list(places)], None)
-    right, found = (outputs(part, asked, largest_batch) for part in (before, step))
-    spread = max(float(reference.std()), float(right.std()))  # rounding grows with the values, which here may be far larger
-    comparisons.append(judge(right, found, None, largest_batch, limits, spread))
-    for batch in SMALL_BATCHES:
-        some = outputs(step, inputs, batch, FEW)
-        comparisons.append(judge(reference[: len(some)], some, None, batch, limits))  # too few to judge the accuracy by
-    return link(before, step, limits, comparisons), logits
+    comparisons = [judge(reference, logits, inputs.labels, min(largest_batch, inputs.count), limits)]
+    few = min(FEW, inputs.count)
+    edges = edge_inputs(inputs.at(range(few)))
+    right = outputs(before, given(edges), largest_batch)
+    known = np.isfinite(right).all(1)  # a network may have no answer to an image without any contrast
+    if known.any():
+        edges, right = edges[known], right[known]
+        spread = max(float(reference.std()), float(right.std()))  # rounding grows with the values, which here may be far larger
+        found = outputs(step, given(edges), largest_batch)
+        comparisons.append(judge(right, found, None, min(largest_batch, len(edges)), limits, spread))
+    batches = [batch for batch in SMALL_BATCHES if batch <= largest_batch]
+    if largest_batch > inputs.count:  # images are repeated to fill it
+        batches.append(largest_batch)
+    for batch in batches:
+        places = np.arange(max(few, batch)) % inputs.count
+        some = outputs(step, given(inputs.at(places.tolist())), batch)
+        comparisons.append(judge(reference[places], some, None, batch, limits))  # too few to judge the accuracy by
+    made = link(before, step, limits, comparisons)
+    return replace(made, left_out=[EDGES[place] for place in np.flatnonzero(~known)]), logits
+
+
+def given(images: Array) -> Inputs:
+    """Images without labels that are in memory."""
+    return Inputs(f"{len(images)} images", len(images), lambda places: images[list(places)], None)
 
 
 def link(before: Step, step: Step, limits: Limits, comparisons: list[Comparison]) -> Link:

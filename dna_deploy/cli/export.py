@@ -197,6 +197,8 @@ def _show(original: "Original", options: "Options", path: Path, found: "Verifica
         ]
     columns = ["step", "on", "batch", "same top-1", "off by", "accuracy", "after", ""]
     show(str(path), columns, rows)
+    if found.left_out:
+        say(f"edge inputs left out, the network itself answers them with NaN or infinity: {', '.join(found.left_out)}")
     if found.not_run is not None:
         say(f"WRITTEN BUT NOT RUN, so neither verified nor measured: {found.not_run}")
     elif found.latency is None:
