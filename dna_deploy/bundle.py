@@ -51,8 +51,8 @@ def run(name, x):
     return session.run(None, {session.get_inputs()[0].name: x})[0]
 images = golden["images"]  # (N, height, width, RGB) uint8, resized and cropped as preprocessing.json says
 logits = run(manifest["portable"], run("preprocess.onnx", images))
-for place, answer in enumerate(logits.argmax(1)):
-    print(f"golden image {place}: {labels[answer]}")
+for place, row in enumerate(logits):
+    print(f"golden image {place}: {labels[row.argmax()]}" + (f" {row[0]:+.3g}" if len(row) == 1 else ""))
 off, allowed = numpy.abs(logits - golden[manifest["portable"]]).max(), manifest["models"][manifest["portable"]]["tolerance"]
 print(f"largest difference {off:.2g}, allowed {allowed:.2g}")
 sys.exit(0 if off <= allowed else 1)

@@ -26,8 +26,8 @@ from dna_deploy.bundle import (
 from dna_deploy.errors import CheckFailed, DnaError, MachineError, RequestError, first_line
 from dna_deploy.exporters._exporter import Exporter
 from dna_deploy.files import read_arrays, read_json, sha256
-from dna_deploy.plugins import find
-from dna_deploy.verify import Paired, load_logits, paired
+from dna_deploy.plugins import find, knows, names
+from dna_deploy.verify import Paired, by_class, load_logits, paired, winners
 from profilers import Model, Plan, Stop, find_device, find_profiler, measure, summarize
 
 LARGEST_BYTES = 4 << 30  # of an unpacked zip
@@ -66,7 +66,7 @@ class Contents:
         if labels is None or len(logits) < 2:
             return None
         first, *_, last = logits.values()
-        return paired(first.argmax(1) == labels, last.argmax(1) == labels)
+        return paired(winners(first) == labels, winners(last) == labels)
 
 
 @contextmanager
@@ -116,7 +116,7 @@ def _contents(folder: Path) -> Contents:
         raise RequestError(f"{folder}: schema {manifest.schema!r}; this version reads {SCHEMA!r}")
     for name, listed in manifest.files.items():
         file = folder / name
-        if not _inside(name) or file.is_symlink():
+        if not _inside(name) or file.resolve() != folder.resolve() / name:
             raise RequestError(f"{folder}: the manifest lists {name!r}, which leads outside the bundle")
         if not file.is_file():
             raise CheckFailed(f"{folder}: {name} is missing; copy the bundle again")
@@ -124,6 +124,9 @@ def _contents(folder: Path) -> Contents:
             raise CheckFailed(f"{file}: {file.stat().st_size} bytes, shipped with {listed.bytes}; copy the bundle again")
         if sha256(file) != listed.sha256:
             raise CheckFailed(f"{file}: its SHA-256 is not the manifest's; the file was changed after the export")
+    for name, packed in manifest.models.items():
+        if not knows("exporters", packed.format):  # a path ending in .py would be found too, and run
+            raise RequestError(f"{folder}: {name} is of the format {packed.format!r}, none of {', '.join(names('exporters'))}")
     judged = [manifest.newest + ending for ending in ("", VERIFICATION, LOGITS)]
     for needed in (*manifest.models, PORTABLE, *judged, "preprocess.onnx", "labels.json", "golden.npz"):
         if needed not in manifest.files:
@@ -155,11 +158,17 @@ def _self_contained(path: Path, files: set[str]) -> None:
                 raise RequestError(f"{path}: weight {weight.name} lies in {entry.value!r}, outside the bundle; it was not loaded")
 
 
-def check(contents: Contents, device: str | None = None) -> tuple[list[Golden], list[str]]:
+def check(contents: Contents, device: str | None = None, trust: bool = False) -> tuple[list[Golden], list[str]]:
     """Run the golden images again through every model, here or, what is ONNX, on `device`.
 
-    Returns the figures, and one line for each model that cannot run here: not checked is not passed.
+    Returns the figures, and one line for each model that cannot run here: not checked is not passed. Files that can hold code
+    are refused without `trust`.
     """
+    for name, packed in contents.manifest.models.items():
+        if find("exporters", packed.format).holds_code and not trust:
+            raise RequestError(
+                f"{name}: loading a {packed.format} file runs what code is in it; add --trust if you trust who made the bundle"
+            )
     folder, golden = contents.folder, contents.golden
     if missing := {"images", *contents.manifest.models} - set(golden):
         raise CheckFailed(f"golden.npz: lacks {', '.join(sorted(missing))}; export again")
@@ -182,9 +191,9 @@ def check(contents: Contents, device: str | None = None) -> tuple[list[Golden], 
 def _golden(file: str, found: Array, expected: Array, tolerance: float) -> Golden:
     if found.shape != expected.shape or not np.isfinite(found).all():
         return Golden(file, 1e30, tolerance, False)
-    flips = found.argmax(1) != expected.argmax(1)
-    ordered = np.sort(expected, axis=1)
-    close = ordered[:, -1] - ordered[:, -2] <= 2 * tolerance if expected.shape[1] > 1 else flips
+    flips = winners(found) != winners(expected)
+    ordered = np.sort(by_class(expected), axis=1)
+    close = ordered[:, -1] - ordered[:, -2] <= 2 * tolerance
     return Golden(file, float(np.abs(found - expected).max()), tolerance, not bool((flips & ~close).any()))
 
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from dna_deploy.bundle import GOLDEN, LOGITS, PORTABLE, VERIFICATION, write_bundle
 from dna_deploy.chain import stem, steps
 from dna_deploy.errors import CannotRun, CheckFailed, DnaError, RequestError, TableError, first_line
@@ -55,6 +57,11 @@ def export(
     say(f"exporting {original.name} to {path}, checked on {original.test.about}")
     first = before = original.step
     trained = logits = outputs(first, original.test, options.largest_batch)
+    if unknown := int((~np.isfinite(trained)).any(1).sum()):
+        raise RequestError(
+            f"{original.name}: answers {unknown} of {original.test.about} with NaN or infinity before anything was exported; its "
+            "weights or its preprocessing are damaged"
+        )
     links: list[Link] = []
     made: list[Step] = []
     answers = {first.name: trained}
@@ -71,7 +78,7 @@ def export(
     except CannotRun as error:
         not_run = str(error)
     if len(links) > 1 and links[-1].ok and not_run is None:  # each step is near the one before; so must be the last to the first
-        whole = judge(trained, logits, original.test.labels, options.largest_batch, limits[options.precision])
+        whole = judge(trained, logits, original.test.labels, links[-1].comparisons[0].batch, limits[options.precision])
         links.append(link(first, before, limits[options.precision], [whole]))
     there, latency = None, None
     if not_run is None and links[-1].ok:

@@ -1,6 +1,6 @@
 """What is exported: a network, the contract its users rely on, and the images every step is held against it on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -175,6 +175,8 @@ def _labels(asked: Asked, classes: int, given: tuple[str, ...]) -> tuple[str, ..
         return given
     if asked.labels is not None:
         raise RequestError(f"--labels {asked.labels}: {len(given)} names, the network has {classes} classes")
+    if _tells_apart(classes, given):
+        return given[-classes:]
     if classes == 1000:
         from timm.data import ImageNetInfo
 
@@ -191,10 +193,15 @@ def _parts(source: Source | None, size: int, classes: int, preprocessing: Prepro
         inputs_of(Images(source, part, size), preprocessing, f"{name} images of {source.name}")
         for name, part in (("test", parts.test), ("held-out", parts.held_out))
     )
-    if len(source.classes) == classes:
+    if _tells_apart(classes, source.classes):
         return test, held_out
     say(f"{source.name} has {len(source.classes)} classes, the network {classes}: agreement is judged, accuracy is not")
     return replace(test, labels=None), replace(held_out, labels=None)
+
+
+def _tells_apart(outputs: int, classes: Sequence[str]) -> bool:
+    """Whether a network's outputs are these classes; one output is that of the second of two."""
+    return len(classes) == (outputs if outputs > 1 else 2)
 
 
 def synthetic(size: int, preprocessing: Preprocessing, seed: int) -> Inputs:

@@ -13,7 +13,7 @@ import numpy as np
 from dna_deploy.exporters.onnx import save
 from dna_deploy.progress import bar, say
 from dna_deploy.ranges import Histogram
-from dna_deploy.verify import Inputs, Step, outputs
+from dna_deploy.verify import Inputs, Step, by_class, outputs
 
 if TYPE_CHECKING:
     import onnx
@@ -149,9 +149,9 @@ def lost(reference: Array, logits: Array, held_out: Inputs) -> float:
 
     if not np.isfinite(logits).all():
         return 1.0
-    winners = reference.argmax(1)
-    answers = winners if held_out.labels is None else held_out.labels
-    right = winners == answers
+    reference, logits = by_class(reference), by_class(logits)
+    answers = reference.argmax(1) if held_out.labels is None else held_out.labels
+    right = reference.argmax(1) == answers
     counted = float((right & (logits.argmax(1) != answers)).mean())
     first_two = np.argsort(reference, axis=1)[:, :-3:-1]
     before, after = (-np.diff(np.take_along_axis(side, first_two, axis=1), axis=1).ravel() for side in (reference, logits))

@@ -33,10 +33,13 @@ class Rebuilt:
         return self.shipped == self.found
 
 
-def rebuild(contents: Contents) -> Iterator[Rebuilt]:
-    """The portable file, and of each format made from ONNX the file it was made from; nothing of the bundle is changed."""
+def rebuild(contents: Contents, trust: bool = False) -> Iterator[Rebuilt]:
+    """The portable file, and of each format made from ONNX the file it was made from; nothing of the bundle is changed.
+
+    A Python file that the manifest names is run with `trust` only.
+    """
     manifest = contents.manifest
-    original = _original(manifest)
+    original = _original(manifest, trust)
     compared: set[str] = set()
     for packed in manifest.models.values():
         exporter: Exporter = find("exporters", packed.format)
@@ -67,9 +70,18 @@ def _version(name: str) -> str:
         return "none"
 
 
-def _original(manifest: Manifest) -> Original:
+def _original(manifest: Manifest, trust: bool) -> Original:
     if not manifest.made_from:
         raise RequestError(f"{manifest.name}: its manifest does not say what it was made from; it cannot be made again")
     if "run" in manifest.made_from:
-        return from_run(find_pick(str(manifest.made_from["run"])))
-    return from_model(parse(Asked, manifest.made_from, "manifest.json: made_from"))
+        pick = find_pick(str(manifest.made_from["run"]))
+        _require_trust(pick.run.asked.space, trust)
+        return from_run(pick)
+    asked = parse(Asked, manifest.made_from, "manifest.json: made_from")
+    _require_trust(asked.model, trust)
+    return from_model(asked)
+
+
+def _require_trust(source: str, trust: bool) -> None:
+    if source.endswith(".py") and not trust:
+        raise RequestError(f"made from {source}, whose code would be run here; add --trust if you trust who made the bundle")

@@ -165,6 +165,9 @@ def _export(found: Verification) -> str:
     ]
     notes = [link.first_bad for link in links if link.first_bad]
     notes += [f"kept in float: {kept}" for link in links for kept in link.kept]
+    notes += (
+        [f"edge inputs left out, the network itself has no finite answer: {', '.join(found.left_out)}"] if found.left_out else []
+    )
     notes += [f"written but not run: {found.not_run}"] if found.not_run else []
     columns = ["step", "on", "batch", "same class", "largest difference, of the logits' spread", ""]
     table = _table(f"{found.file}: each step against the one before", columns, rows)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,7 @@ class Link:
     comparisons: list[Comparison]
     placement: Placement | None = None  # where ONNX Runtime put the nodes; None for what it does not run
     first_bad: str | None = None  # the first wrong tensor, where the step failed and could be searched
+    left_out: list[str] = field(default_factory=list)  # edge inputs to which the step before has no finite answer
 
     @property
     def ok(self) -> bool:
@@ -153,15 +154,19 @@ class Verification:
         return list(dict.fromkeys(kept for link in self.links for kept in link.kept))
 
     @property
+    def left_out(self) -> list[str]:
+        """The edge inputs that say nothing of this network, each once."""
+        return list(dict.fromkeys(name for link in self.links for name in link.left_out))
+
+    @property
     def verified(self) -> bool:
         """Everything was checked, the deployed file too, and nothing failed."""
         return self.ok and self.not_run is None
 
 
-def outputs(step: Step, inputs: Inputs, batch: int, count: int | None = None) -> Array:
-    """The logits (count, classes) of the first `count` images, of all where it is left out, in batches of `batch`."""
-    count = min(count or inputs.count, inputs.count)
-    found = []
+def outputs(step: Step, inputs: Inputs, batch: int) -> Array:
+    """The logits (N, classes) of all images, in batches of `batch`."""
+    found, count = [], inputs.count
     with bar(f"running {step.name} at batch size {batch}", count) if count > FEW else nullcontext(lambda done: None) as advance:
         for start in range(0, count, batch):
             places = range(start, min(start + batch, count))
@@ -173,16 +178,30 @@ def outputs(step: Step, inputs: Inputs, batch: int, count: int | None = None) ->
 def compare(before: Step, reference: Array, step: Step, inputs: Inputs, largest_batch: int, limits: Limits) -> tuple[Link, Array]:
     """Run a step on all images and hold its logits against `reference`, those of the step before; returns them too."""
     logits = outputs(step, inputs, largest_batch)
-    comparisons = [judge(reference, logits, inputs.labels, largest_batch, limits)]
-    edges = edge_inputs(inputs.at(range(min(FEW, inputs.count))))
-    asked = Inputs("edge inputs", len(edges), lambda places: edges[list(places)], None)
-    right, found = (outputs(part, asked, largest_batch) for part in (before, step))
-    spread = max(float(reference.std()), float(right.std()))  # rounding grows with the values, which here may be far larger
-    comparisons.append(judge(right, found, None, largest_batch, limits, spread))
-    for batch in SMALL_BATCHES:
-        some = outputs(step, inputs, batch, FEW)
-        comparisons.append(judge(reference[: len(some)], some, None, batch, limits))  # too few to judge the accuracy by
-    return link(before, step, limits, comparisons), logits
+    comparisons = [judge(reference, logits, inputs.labels, min(largest_batch, inputs.count), limits)]
+    few = min(FEW, inputs.count)
+    edges = edge_inputs(inputs.at(range(few)))
+    right = outputs(before, given(edges), largest_batch)
+    known = np.isfinite(right).all(1)  # a network may have no answer to an image without any contrast
+    if known.any():
+        edges, right = edges[known], right[known]
+        spread = max(float(reference.std()), float(right.std()))  # rounding grows with the values, which here may be far larger
+        found = outputs(step, given(edges), largest_batch)
+        comparisons.append(judge(right, found, None, min(largest_batch, len(edges)), limits, spread))
+    batches = [batch for batch in SMALL_BATCHES if batch <= largest_batch]
+    if largest_batch > inputs.count:  # images are repeated to fill it
+        batches.append(largest_batch)
+    for batch in batches:
+        places = np.arange(max(few, batch)) % inputs.count
+        some = outputs(step, given(inputs.at(places.tolist())), batch)
+        comparisons.append(judge(reference[places], some, None, batch, limits))  # too few to judge the accuracy by
+    made = link(before, step, limits, comparisons)
+    return replace(made, left_out=[EDGES[place] for place in np.flatnonzero(~known)]), logits
+
+
+def given(images: Array) -> Inputs:
+    """Images without labels that are in memory."""
+    return Inputs(f"{len(images)} images", len(images), lambda places: images[list(places)], None)
 
 
 def link(before: Step, step: Step, limits: Limits, comparisons: list[Comparison]) -> Link:
@@ -202,15 +221,15 @@ def judge(
     count, about = len(reference), "images" if spread is None else "edge inputs"
     scale = max(float(reference.std()) if spread is None else spread, 1e-30)
     if found.shape != reference.shape or not np.isfinite(found).all():
-        lost = None if labels is None else paired(reference.argmax(1) == labels, np.zeros(count, bool))
+        lost = None if labels is None else paired(winners(reference) == labels, np.zeros(count, bool))
         return Comparison(about, batch, count, 0.0, count, WORST, WORST, 0.0, scale, lost, False)
     before, after = reference.astype(np.float64), found.astype(np.float64)
     difference = np.abs(before - after)
-    flips = int((before.argmax(1) != after.argmax(1)).sum())
+    flips = int((winners(before) != winners(after)).sum())
     allowed = math.ceil((1 - limits.top1_agreement) * count - 1e-9)  # of whole images: one in a thousand is one of 600 too
     largest = float(difference.max()) / scale
     harmful = int(harmful_flips(before, after).sum())
-    answers = None if labels is None else paired(before.argmax(1) == labels, after.argmax(1) == labels)
+    answers = None if labels is None else paired(winners(before) == labels, winners(after) == labels)
     return Comparison(
         about=about,
         batch=batch,
@@ -234,14 +253,26 @@ def judge(
     )
 
 
+def by_class(logits: Array) -> Array:
+    """One column a class: the only one of a network that tells two classes apart is the second class's, the first has zero."""
+    return logits if logits.shape[1] > 1 else np.hstack([np.zeros_like(logits), logits])
+
+
+def winners(logits: Array) -> Array:
+    """The class of each image."""
+    found: Array = by_class(logits).argmax(1)
+    return found
+
+
 def harmful_flips(before: Array, after: Array) -> Array:
     """Which images changed their class although the reference was surer of it than the usual difference explains.
 
     An image between two classes flips at the slightest rounding and harms nobody. The difference of two logits that each
     move by the root mean square of all moves has sqrt(2) times that as its standard deviation.
     """
+    before, after = by_class(before), by_class(after)
     ordered = np.sort(before, axis=1)
-    margin = ordered[:, -1] - ordered[:, -2] if before.shape[1] > 1 else np.full(len(before), np.inf)
+    margin = ordered[:, -1] - ordered[:, -2]
     usual = np.sqrt(2 * np.mean(np.square(before - after)))
     harmful: Array = (before.argmax(1) != after.argmax(1)) & (margin > USUAL * usual)
     return harmful

@@ -1,6 +1,8 @@
 """The bundle: complete, runs on numpy and onnxruntime alone, and whatever was done to it since is noticed in one line."""
 
+import io
 import json
+import pickle
 import random
 import shutil
 import subprocess
@@ -16,7 +18,7 @@ from onnx import numpy_helper
 
 from dna_deploy.arch import sample
 from dna_deploy.bundle import Manifest, prefix_graph, write_bundle, write_zip
-from dna_deploy.contents import check, measured_ms, opened
+from dna_deploy.contents import Contents, check, measured_ms, opened
 from dna_deploy.errors import CheckFailed, DnaError, RequestError
 from dna_deploy.exporters._exporter import Contract, Options
 from dna_deploy.files import read_json, sha256, write_json
@@ -141,6 +143,51 @@ def test_a_zip_that_leads_outside_is_not_unpacked(tmp_path, name):
     with pytest.raises(RequestError, match="leads outside the bundle"), opened(tmp_path / "bad.zip"):
         pass
     assert [file.name for file in tmp_path.iterdir()] == ["bad.zip"]
+
+
+def changed(bundle, change):
+    """The manifest, rewritten by hand: what stands in it is not covered by a hash."""
+    plain = json.loads((bundle / "manifest.json").read_text())
+    change(plain)
+    write_json(bundle / "manifest.json", plain)
+
+
+@pytest.mark.parametrize("format", ["evil.py", "../bundle/evil.py", "_bf16", "unheard-of"])
+def test_a_format_that_is_not_installed_is_refused_and_nothing_is_run(bundle, monkeypatch, format):
+    monkeypatch.chdir(bundle)
+    (bundle / "evil.py").write_text("open('it_ran', 'w')\nEXPORTER = None\n")
+    changed(bundle, lambda manifest: manifest["models"]["model.onnx"].update(format=format))
+    code, said = asked("--verify", bundle)
+    assert code == 2 and f"model.onnx is of the format {format!r}, none of" in said and "Traceback" not in said
+    assert not (bundle / "it_ran").exists()
+
+
+def test_a_file_that_can_hold_code_is_loaded_with_the_users_word_only(bundle):
+    class Evil:
+        def __reduce__(self):
+            return open, (str(bundle / "it_ran"), "w")
+
+    buffer = io.BytesIO()
+    torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.zeros(1),)), buffer)
+    with zipfile.ZipFile(buffer) as archive, zipfile.ZipFile(bundle / "model.onnx", "w") as written:
+        for entry in archive.namelist():
+            evil = entry.endswith("sample_inputs/model.pt")
+            written.writestr(entry, pickle.dumps(Evil()) if evil else archive.read(entry))
+    changed(bundle, lambda manifest: manifest["models"]["model.onnx"].update(format="torch"))
+    again(bundle, "model.onnx")
+    with pytest.raises(RequestError, match="loading a torch file runs what code is in it; add --trust"):
+        check(Contents(bundle, read_json(bundle / "manifest.json", Manifest), []))
+    assert not (bundle / "it_ran").exists()
+
+
+def test_a_link_that_leads_outside_is_not_followed(bundle, tmp_path):
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key.txt").write_text("abc")
+    (bundle / "inner").symlink_to(tmp_path / "secret")
+    listed = {"sha256": sha256(tmp_path / "secret" / "key.txt"), "bytes": 3}
+    changed(bundle, lambda manifest: manifest["files"].update({"inner/key.txt": listed}))
+    with pytest.raises(RequestError, match=r"'inner/key\.txt', which leads outside the bundle"), opened(bundle):
+        pass
 
 
 def test_weights_outside_the_bundle_are_not_read(bundle):

@@ -11,7 +11,7 @@ from torch import nn
 
 from dna_deploy import chain
 from dna_deploy.chain import graphs, steps
-from dna_deploy.errors import CheckFailed
+from dna_deploy.errors import CheckFailed, RequestError
 from dna_deploy.export import export
 from dna_deploy.exporters import onnx as portable
 from dna_deploy.exporters._exporter import Contract, Options
@@ -95,6 +95,13 @@ def test_a_run_without_its_latency_table_is_exported_all_the_same(original, caps
     done = export(replace(original, picked=picked), "onnx", Options())
     assert done.verification.verified and done.verification.latency.device == "this process"
     assert "no_such_table.jsonl" in capsys.readouterr().err
+
+
+def test_a_network_that_answers_with_no_number_is_refused(original):
+    original.network[3].weight.data[0, 0] = float("nan")
+    with pytest.raises(RequestError, match=r"a network: answers 12 of 12 random images with NaN or infinity before anything"):
+        export(original, "onnx", Options())
+    assert not original.folder.exists()
 
 
 def test_a_fault_of_simplifying_is_found_there_and_the_layer_is_named(original, monkeypatch):

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 
 from dna_deploy.data import Preprocessing
 from dna_deploy.errors import MachineError, RequestError
 from dna_deploy.networks import RANDOM
 from dna_deploy.original import Asked, from_model, synthetic
+from dna_deploy.verify import outputs, winners
 
 MODEL = """
 from torch import nn
@@ -95,6 +97,22 @@ def test_data_of_other_classes_judges_agreement_only(own, workdir):
     assert from_model(Asked(own, data="digits", image_size=32)).test.labels is not None
     (workdir / "seven.py").write_text(MODEL.replace("4, 10", "4, 7"))
     assert from_model(Asked("seven.py", data="digits", image_size=32)).test.labels is None
+
+
+def test_one_output_is_the_score_of_the_second_of_two_classes(own, workdir):
+    for name, shade in (("dark", 20), ("light", 220)):
+        (workdir / "images" / name).mkdir(parents=True)
+        for number in range(12):
+            Image.new("L", (8, 8), shade + number).save(workdir / "images" / name / f"{number}.png")
+    (workdir / "one.py").write_text(
+        "import torch\nclass Mean(torch.nn.Module):\n"
+        "    def forward(self, x):\n        return x.mean((1, 2, 3))[:, None]\nMODEL = Mean\n"
+    )
+    found = from_model(Asked("one.py", data="images", image_size=8))
+    assert found.contract.labels == ("light",)
+    logits = outputs(found.step, found.test, 8)
+    assert logits.shape == (found.test.count, 1) and set(found.test.labels) == {0, 1}
+    assert (winners(logits) == found.test.labels).all()
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,26 @@ def test_what_is_gained_does_not_make_up_for_what_is_lost():
     assert lost(before, np.full((4, 2), np.nan), Inputs("four", 4, IMAGES.__getitem__, None)) == 1.0
 
 
+def test_one_logit_is_judged_by_its_sign():
+    before = np.array([[2.0], [-1], [0.5], [-3]])
+    after = np.array([[2.0], [1], [0.5], [-3]])  # the second image changed its class
+    four = Inputs("four", 4, IMAGES.__getitem__, None)
+    assert lost(before, before, four) == 0.0 and 0.25 <= lost(before, after, four) < 0.4
+    right, gained = Inputs("four", 4, IMAGES.__getitem__, np.array([1, 0, 0, 0])), before * [[1], [1], [-1], [1]]
+    assert lost(before, gained, four) >= 0.25 > 0.01 > lost(before, gained, right)  # the third was wrong before: nothing to lose
+
+
+def test_a_network_of_one_logit_is_quantized(tmp_path):
+    model = network(SECOND[:1])
+    model.graph.initializer[3].CopyFrom(numpy_helper.from_array(np.zeros(1, np.float32), "b2"))
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 1
+    path, target = tmp_path / "m.onnx", tmp_path / "q.onnx"
+    path.write_bytes(model.SerializeToString())
+    held_out = inputs((load(path)(IMAGES)[:, 0] > 0).astype(int))
+    assert quantize_within(path, target, observe(model, held_out), held_out, 0.1, False, load) == ()
+    assert ((load(target)(IMAGES)[:, 0] > 0) == held_out.labels).mean() >= 0.9
+
+
 def test_what_is_lost_of_few_images_is_near_what_is_lost_of_many():
     """A count of 100 images scatters by more than half of what it is; the margins of the same images tell it."""
     rng = np.random.default_rng(0)

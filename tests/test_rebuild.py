@@ -40,17 +40,25 @@ def made(workdir):
 def test_the_same_request_gives_the_same_bytes(made):
     before = {file.name: file.read_bytes() for file in made.iterdir()}
     with opened(made) as contents:
-        files = list(rebuild(contents))
+        files = list(rebuild(contents, trust=True))
     assert sorted(part.file for part in files) == ["model-int8.onnx", "model.onnx"] and all(part.same for part in files)
     assert {file.name: file.read_bytes() for file in made.iterdir()} == before  # nothing of the bundle is touched
-    code, said = asked("--rebuild", made)
+    code, said = asked("--rebuild", made, "--trust")
     answer = json.loads(said.splitlines()[-1])
     assert code == 0 and set(answer["rebuilt"]) == {"model-int8.onnx", "model.onnx"} and answer["made_elsewhere"] == []
 
 
+def test_python_that_the_manifest_names_is_not_run_unasked(made):
+    """A bundle from elsewhere may name any file of this machine, or one that it brings."""
+    (made.parent.parent / "net.py").write_text("open('it_ran', 'w')\n" + NET.format(seed=0))
+    code, said = asked("--rebuild", made)
+    assert code == 2 and "made from net.py, whose code would be run here; add --trust" in said
+    assert not (made.parent.parent / "it_ran").exists()
+
+
 def test_a_network_that_has_changed_since_is_exit_1(made):
     (made.parent.parent / "net.py").write_text(NET.format(seed=1))
-    code, said = asked("--rebuild", made)
+    code, said = asked("--rebuild", made, "--trust")
     assert code == 1 and "model.onnx, model-int8.onnx: made again the bytes are others; the network or the images" in said
 
 
@@ -58,11 +66,11 @@ def test_packages_that_have_changed_since_are_named(made):
     manifest = json.loads((made / "manifest.json").read_text())
     manifest["made_with"]["onnx"] = "0.0.1"
     (made / "manifest.json").write_text(json.dumps(manifest))
-    code, said = asked("--rebuild", made)
+    code, said = asked("--rebuild", made, "--trust")
     assert code == 0 and "was made elsewhere: onnx 0.0.1, here " in said
 
 
 def test_what_is_not_there_any_more_is_exit_2(made):
     (made.parent.parent / "net.py").unlink()
-    code, said = asked("--rebuild", made)
+    code, said = asked("--rebuild", made, "--trust")
     assert code == 2 and "net.py" in said and "Traceback" not in said

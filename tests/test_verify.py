@@ -12,6 +12,7 @@ from dna_deploy.verify import (
     compare,
     edge_inputs,
     failures,
+    given,
     harmful_flips,
     judge,
     load_logits,
@@ -93,6 +94,21 @@ def test_a_flip_within_the_usual_difference_is_harmless_and_one_beyond_it_is_not
     assert list(np.nonzero(harmful_flips(reference, reference + noise))[0]) == [150]
 
 
+def test_one_logit_alone_is_judged_by_its_sign():
+    """What tells two classes apart with one output: above zero it is the second."""
+    before, labels = np.array([[2.0], [-1], [0.001], [-3]]), np.array([1, 0, 1, 1])
+    found = judge(before, before, labels, 4, Limits())
+    assert found.ok and (found.accuracy_before, found.top1_agreement, found.harmful_flips) == (0.75, 1.0, 0)
+    wrong = judge(before, before * [[1], [-1], [1], [1]], labels, 4, Limits(largest_difference=9))
+    assert not wrong.ok and (wrong.accuracy_after, wrong.top1_agreement) == (0.5, 0.75)
+    rng = np.random.default_rng(0)
+    before = np.linspace(-2, 2, 401)[:, None] + 1e-9
+    noise = rng.normal(0, 0.03, before.shape)
+    assert (np.sign(before) != np.sign(before + noise)).any() and not harmful_flips(before, before + noise).any()
+    noise[300] = -2  # of 1
+    assert list(np.nonzero(harmful_flips(before, before + noise))[0]) == [300]
+
+
 def test_a_share_of_few_images_is_one_whole_image():
     """Of 600 images one may flip where one of 1000 may, if it was a tie; none where all must agree, and no clear one ever."""
     rng = np.random.default_rng(0)
@@ -161,6 +177,42 @@ def test_edge_inputs_are_part_of_every_comparison():
     link, _ = compare(before, right(images), after, inputs, 4, Limits())
     assert [part.about for part in link.comparisons if not part.ok] == ["edge inputs"]
     assert "edge inputs" in failures(link)[0] and not link.ok
+
+
+def test_an_edge_input_without_an_answer_is_left_out_and_named():
+    """A network that standardises each image divides by zero where there is no contrast; that is not the export's doing."""
+    images = np.random.default_rng(0).uniform(-2, 3, (13, 3, 8, 8)).astype(np.float32)
+
+    def standardised(x):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            x = (x - x.mean((1, 2, 3), keepdims=True)) / x.std((1, 2, 3), keepdims=True)
+        return x[:, :, 0, 0]
+
+    before = Step("torch", "fp32", standardised)
+    link, logits = compare(before, standardised(images), Step("onnx", "fp32", standardised), given(images), 4, Limits())
+    assert link.ok and link.left_out == ["zeros", "ones", "darkest", "brightest"]
+    assert [part.images for part in link.comparisons if part.about == "edge inputs"] == [2]
+    wrong = Step("onnx", "fp32", lambda x: np.where(x[:, :, 0, 0] == images[:12].min(), np.nan, standardised(x)))  # one it had
+    assert not compare(before, logits, wrong, given(images), 4, Limits())[0].ok
+    never = Step("torch", "fp32", lambda x: np.where(len(x) == 6, np.nan, x[:, :, 0, 0]))
+    link, _ = compare(never, never.run(images[1:]), never, given(images[1:]), 12, Limits())
+    assert link.ok and link.left_out == list(EDGES) and {part.about for part in link.comparisons} == {"images"}
+
+
+def test_a_batch_larger_than_the_test_set_is_really_run():
+    images = np.random.default_rng(0).uniform(-2, 3, (5, 3, 8, 8)).astype(np.float32)
+
+    def up_to(most):
+        return Step("onnx", "fp32", lambda x: x.mean((2, 3)) * (np.nan if len(x) > most else 1))
+
+    right = up_to(100)
+    for step in (right, up_to(99)):
+        link, _ = compare(right, right.run(images), step, given(images), 100, Limits())
+        assert link.ok == (step is right)
+        assert [part.batch for part in link.comparisons if part.about == "images"] == [5, 1, 2, 3, 100]
+    assert [part.images for part in link.comparisons] == [5, 6, 5, 5, 5, 100]
+    link, _ = compare(right, right.run(images), up_to(1), given(images), 1, Limits())
+    assert {part.batch for part in link.comparisons} == {1}  # what was not promised need not run
 
 
 def test_other_limits_are_applied_to_the_kept_logits_without_running(tmp_path):

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 
-def verified(path: Path, device: str | None, max_drop: float | None, max_ms: float | None) -> dict[str, Any]:
+def verified(path: Path, device: str | None, max_drop: float | None, max_ms: float | None, trust: bool) -> dict[str, Any]:
     """The checks in the order of what they cost; raises CheckFailed at the first that fails."""
     from dna_deploy.contents import check, measured_ms, opened, spoken
     from dna_deploy.errors import CheckFailed, MachineError, RequestError
@@ -13,7 +13,7 @@ def verified(path: Path, device: str | None, max_drop: float | None, max_ms: flo
     with opened(path) as contents:
         manifest = contents.manifest
         say(f"{path}: {len(manifest.files)} files as they were shipped")
-        golden, left = check(contents, device)
+        golden, left = check(contents, device, trust)
         rows = [
             [part.file, f"{part.largest_difference:.2g}", f"{part.tolerance:.2g}", "ok" if part.ok else "FAILED"]
             for part in golden
@@ -53,7 +53,7 @@ def verified(path: Path, device: str | None, max_drop: float | None, max_ms: flo
         }
 
 
-def rebuilt(path: Path) -> dict[str, Any]:
+def rebuilt(path: Path, trust: bool) -> dict[str, Any]:
     """Make the ONNX files of a bundle again from what its manifest names; raises CheckFailed where one has other bytes."""
     from dna_deploy.contents import opened
     from dna_deploy.errors import CheckFailed
@@ -64,7 +64,7 @@ def rebuilt(path: Path) -> dict[str, Any]:
         others = surroundings(contents.manifest)
         if others:
             say(f"{path} was made elsewhere: {'; '.join(others)}")
-        files = list(rebuild(contents))
+        files = list(rebuild(contents, trust))
         rows = [[part.file, part.shipped[:16], part.found[:16], "same" if part.same else "DIFFERS"] for part in files]
         show("SHA-256", ["file", "shipped", "made again", ""], rows)
         if changed := [part.file for part in files if not part.same]:

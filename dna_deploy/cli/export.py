@@ -46,6 +46,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--rebuild", type=click.Path(path_type=Path), help="Make the ONNX files of a bundle again and compare them byte by byte."
 )
+@click.option("--trust", is_flag=True, help="Run code that the bundle brings or names: .pt2 files, engines, Python files.")
 def main(
     format_: str,
     precision: str | None,
@@ -66,6 +67,7 @@ def main(
     zipped: bool,
     verify: Path | None,
     rebuild: Path | None,
+    trust: bool,
     device: str | None,
 ) -> dict[str, Any]:
     """Export the found network, or any model, step by step; run every step against the one before, and measure the result.
@@ -83,11 +85,11 @@ def main(
     if verify is not None:
         from dna_deploy.cli._bundle import verified
 
-        return verified(verify, device, max_drop, max_ms)
+        return verified(verify, device, max_drop, max_ms, trust)
     if rebuild is not None:
         from dna_deploy.cli._bundle import rebuilt
 
-        return rebuilt(rebuild)
+        return rebuilt(rebuild, trust)
     if zipped and output is not None:
         raise RequestError("--zip: a bundle is a folder; leave out --output, which writes one file alone")
     exporter: Exporter = find("exporters", format_)  # refused before anything is loaded
@@ -195,6 +197,8 @@ def _show(original: "Original", options: "Options", path: Path, found: "Verifica
         ]
     columns = ["step", "on", "batch", "same top-1", "off by", "accuracy", "after", ""]
     show(str(path), columns, rows)
+    if found.left_out:
+        say(f"edge inputs left out, the network itself answers them with NaN or infinity: {', '.join(found.left_out)}")
     if found.not_run is not None:
         say(f"WRITTEN BUT NOT RUN, so neither verified nor measured: {found.not_run}")
     elif found.latency is None:

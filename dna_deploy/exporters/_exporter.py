@@ -80,6 +80,7 @@ class Exporter:
     made_from: Literal["module", "onnx"]
     write: Callable[[Any, Contract, Path, Options], None]
     load: "Callable[[Path], Run]"
+    holds_code: bool = False  # `load` runs what code is in the file: of a stranger's file only with the user's word
     beside: tuple[str, ...] = ()  # suffixes of further files that belong to the one at `path` and lie beside it
     symmetric_int8: bool = False  # its int8 has no zero point, for activations either
     opset: int = OPSET  # of the ONNX it is made from, or is

@@ -230,6 +230,7 @@ EXPORTER = Exporter(
     "onnx",
     write,
     load,
+    holds_code=True,
     beside=(MANIFEST, LAYERS),
     symmetric_int8=True,
     check=check,

@@ -57,4 +57,5 @@ def load(path: Path) -> "Run":
     return run
 
 
-EXPORTER = Exporter("torch", ".pt2", ("fp32",), "module", write, load)
+# loading one can run code: torch.export.load unpickles what weights_only refuses
+EXPORTER = Exporter("torch", ".pt2", ("fp32",), "module", write, load, holds_code=True)
