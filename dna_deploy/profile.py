@@ -16,12 +16,12 @@ from pathlib import Path
 from dna_deploy.arch import Architecture, sample
 from dna_deploy.errors import RequestError, TableError
 from dna_deploy.graph import onnx_of
-from dna_deploy.measure import ops_of
+from dna_deploy.measure import buildable, ops_of
 from dna_deploy.ops import parse
 from dna_deploy.predictor import FEWEST, Account, LatencyPredictor, known_ops, open_predictor, references
 from dna_deploy.progress import bar, say
 from dna_deploy.space import SearchSpace
-from dna_deploy.table import Appender, End, LatencyTable, PredictedRow, Session, VisitRow, appending, header_of
+from dna_deploy.table import Appender, End, LatencyTable, PredictedRow, Session, VisitRow, anchors_of, appending, header_of
 from dna_deploy.transfer import FEWEST as FEWEST_OPS
 from dna_deploy.transfer import describe, worth_measuring
 from profilers import Device, Model, Plan, Profiler, Stop, Visit, find_profiler, measure
@@ -108,7 +108,7 @@ def _session(
     """Measure these models into the table. With `scout` it gives up after the first round, or after a quarter of the time,
     where `stop.min_rounds` rounds would not fit, and says how fast visits are; else None, and why it ended."""
     table = LatencyTable.load(out.path)
-    models, plan = _continue(table, models, plan)
+    models, plan = _anchored(table, models, plan)
     keys = [model.key for model in models]
     visits = len(plan.order(keys, 0))
     say(f"{device.name}: {len(models)} models, up to {plan.rounds} rounds or {stop.seconds:.0f} s, into {out.path}")
@@ -185,14 +185,23 @@ def wanted(space: SearchSpace, validate: int) -> list[Model]:
     return models + [Model(network.key, onnx_of(network.ops)) for network in networks]
 
 
-def _continue(table: LatencyTable, models: list[Model], plan: Plan) -> tuple[list[Model], Plan]:
-    """Take the anchors of the sessions before along, so that rounds of different days can be compared."""
-    if not table.sessions:
-        return models, plan
+def _anchored(table: LatencyTable, models: list[Model], plan: Plan) -> tuple[list[Model], Plan]:
+    """With the same anchors in every session of a table, so that rounds of different days can be compared.
+
+    They are ops, which any process can build from their keys; networks of a space of one's own need its file.
+    """
+    before = anchors_of(table.sessions)
+    anchors = [key for key in before if buildable(key)]
+    if before and not anchors:
+        raise TableError(
+            f"{table.path}: its sessions are compared by networks of a space that is not known here, such as {before[0][:60]!r}; "
+            "give --table FILE for a new one"
+        )
+    if not anchors:
+        anchors = list(plan.anchor_keys([model.key for model in models if not Architecture.is_key(model.key)]))
     known = {model.key for model in models}
-    anchors = [key for key in table.sessions[0].anchors if key not in known]
-    models = [*models, *(Model(key, onnx_of(ops_of(key))) for key in anchors)]
-    return models, dataclasses.replace(plan, seed=plan.seed + table.next_round)
+    models = [*models, *(Model(key, onnx_of(ops_of(key))) for key in anchors if key not in known)]
+    return models, dataclasses.replace(plan, same_anchors=tuple(anchors), seed=plan.seed + table.next_round)
 
 
 def _now() -> str:

@@ -1,10 +1,15 @@
 """The first recipe on a simulated device of known speed: what does not fit the time is predicted, and says so."""
 
+import contextlib
 import json
 import random
+from functools import cache
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from dna_deploy import plugins
 from dna_deploy import profile as recipe
 from dna_deploy.arch import Architecture
 from dna_deploy.errors import RequestError, TableError
@@ -18,6 +23,7 @@ from profilers import Device, Plan, Stop, Visit, protocol
 DEVICE = Device("sim", "host")
 
 
+@cache
 def true_ms(key):
     """Of an op: 20 us and a time for its multiply-adds and bytes; of a network: 0.95 of the sum."""
     if Architecture.is_key(key):
@@ -179,3 +185,66 @@ def test_a_reading_of_one_round_is_not_taken_for_a_measurement(workdir, simulate
     assert done.account.measured == 0 and len(done.account.unknown) == len(tiny.ops)
     with pytest.raises(TableError, match="no row for"):
         LatencyPredictor(done.table).op_ms(tiny.ops[0])
+
+
+class Switched(Simulated):
+    """Slower or faster as a whole from session to session, and switched off after so many visits."""
+
+    def __init__(self, slow, visits):
+        super().__init__(slow=lambda round: slow)
+        self.until = visits
+
+    def visits(self, device, models, plan):
+        for number, visit in enumerate(super().visits(device, models, plan)):
+            if number == self.until:
+                raise KeyboardInterrupt
+            yield visit
+
+
+SESSION = st.tuples(
+    st.sampled_from((16, 32)),  # image size: each has ops of its own
+    st.sampled_from((0, 4)),  # whole networks
+    st.floats(0.5, 2.0),  # how slow the machine is
+    st.none() | st.integers(0, 200),  # visits it is killed after
+)
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(SESSION, min_size=2, max_size=4))
+def test_whatever_sessions_a_table_is_made_of_its_rows_compare(tmp_path_factory, simulate, tiny_path, sessions):
+    path = tmp_path_factory.mktemp("sessions") / "t.jsonl"
+    for size, networks, slow, visits in sessions:
+        simulate(Switched(slow, visits))
+        space = find("spaces", tiny_path).at(size, 10)
+        with contextlib.suppress(KeyboardInterrupt):
+            profile(DEVICE, space, path, validate=networks, plan=Plan(rounds=9), stop=Stop(halfwidth=1e-9), again=True)
+    found = {key: value for key, value in LatencyTable.load(path).measurements.items() if value.rounds >= 6}
+    ratios = [value.latency_ms / true_ms(key) for key, value in found.items()]
+    assert max(ratios, default=1.0) / min(ratios, default=1.0) < 1.01
+
+
+OWN_SPACE = """
+from dna_deploy.ops.classifier import Classifier
+from dna_deploy.ops.conv import Conv
+from dna_deploy.space import Block, Cell, Space
+
+def lay_out(image_size, num_classes):
+    choices = tuple(Conv(image_size, 3, 8, kernel) for kernel in (1, 3, 5))
+    return (Block("b", (Cell("d1", (choices,)), Cell("d2", (choices[:1], (Conv(image_size, 8, 8, 1),))))),
+            Block.fixed("head", Classifier(image_size, 8, num_classes)))
+
+SPACE = Space("own", smallest_image=16, lay_out=lay_out)
+"""
+
+
+def test_a_table_begun_with_a_space_of_ones_own_takes_others(workdir, simulate, tiny, monkeypatch):
+    simulate(Simulated())
+    (workdir / "own.py").write_text(OWN_SPACE)
+    own = find("spaces", "own.py").at(32, 10)
+    path = workdir / "t.jsonl"
+    profile(DEVICE, own, path, validate=4, plan=Plan(rounds=8), stop=Stop())  # 5 ops, 4 networks
+    monkeypatch.delitem(plugins._own, ("spaces", "own"))  # another process, which was not told of it
+    done = profile(DEVICE, tiny, path, validate=0, plan=Plan(rounds=8), stop=Stop())
+    assert done.account.measured == len(tiny.ops)
+    first, second = done.table.sessions
+    assert first.anchors == second.anchors and set(first.anchors) <= {op.key for op in own.ops}
