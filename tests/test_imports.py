@@ -17,7 +17,7 @@ ROWS = [  # design.md, from the bottom up; a module may import from rows below i
     {"graph", "space"},
     {"layers"},
     {"arch", "spaces", "ratings", "pick", "costs", "footprint", "confirm"},
-    {"milp", "pins", "zoo"},
+    {"milp", "pins", "scores", "zoo"},
     {"limits", "table", "regressor", "exporters", "subgraph"},
     {"transfer", "reference"},
     {"predictor", "measure", "data", "placement", "rounding"},
