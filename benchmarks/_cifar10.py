@@ -16,7 +16,8 @@ from dna_deploy.checkpoint import load_checkpoint, save_checkpoint
 from dna_deploy.data import Images, Preprocessing, Source
 from dna_deploy.files import write_json
 from dna_deploy.machine import this_machine
-from dna_deploy.teacher import Teacher, read_weights, trunk, untrained
+from dna_deploy.networks import read_weights, untrained
+from dna_deploy.teacher import Teacher, trunk
 from dna_deploy.train import Training, accuracy, logits_of, train
 
 FOLDER = Path(__file__).parent.parent.parent / "shared" / "cifar10"

@@ -15,9 +15,10 @@ import torch
 from benchmarks._report import Result, arguments, at_least, at_most, plain, report, seconds
 from dna_deploy.data import Preprocessing
 from dna_deploy.distill import draw, noise_to_signal, step
+from dna_deploy.networks import untrained
 from dna_deploy.plugins import find
 from dna_deploy.supernet import Supernet
-from dna_deploy.teacher import Teacher, cut, untrained
+from dna_deploy.teacher import Teacher, cut
 
 
 class _Reached(Exception):

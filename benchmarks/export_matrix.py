@@ -24,10 +24,10 @@ from dna_deploy.errors import CheckFailed, DnaError, MachineError
 from dna_deploy.export import export
 from dna_deploy.exporters._exporter import Exporter, Options
 from dna_deploy.measure import measure_runs
-from dna_deploy.original import RANDOM, Asked, Original, from_model, from_run
+from dna_deploy.networks import PACKAGED, RANDOM
+from dna_deploy.original import Asked, Original, from_model, from_run
 from dna_deploy.plugins import find, names
 from dna_deploy.run import find_pick
-from dna_deploy.teacher import PACKAGED
 
 RESULTS = Path(__file__).with_name("results") / "export_matrix.jsonl"
 MODELS = (

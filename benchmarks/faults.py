@@ -41,6 +41,7 @@ from dna_deploy.exporters._exporter import Options
 from dna_deploy.exporters.onnx import scopes
 from dna_deploy.files import read_json, sha256
 from dna_deploy.locate import MARKS, locate
+from dna_deploy.networks import untrained
 from dna_deploy.original import from_run
 from dna_deploy.plugins import find
 from dna_deploy.quantize import quantize_within
@@ -49,7 +50,6 @@ from dna_deploy.reference import Graph, Module
 from dna_deploy.run import Pick, TeacherReport
 from dna_deploy.search import prepare_teacher
 from dna_deploy.supernet import Supernet
-from dna_deploy.teacher import untrained
 from dna_deploy.train import settle_statistics
 from dna_deploy.verify import LIMITS, Inputs, Step, compare, failures, judge, outputs
 

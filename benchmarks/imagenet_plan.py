@@ -23,11 +23,12 @@ from dna_deploy.data import Images, Preprocessing, Source
 from dna_deploy.distill import draw, noise_to_signal, step
 from dna_deploy.lessons import Lessons
 from dna_deploy.machine import Machine, this_machine
+from dna_deploy.networks import untrained
 from dna_deploy.plugins import find
 from dna_deploy.rate import rate
 from dna_deploy.space import Candidate
 from dna_deploy.supernet import PieceSupernet, Supernet
-from dna_deploy.teacher import Teacher, cut, untrained
+from dna_deploy.teacher import Teacher, cut
 
 IMAGES, GPUS = 1_281_167, (8, 64)
 PUBLISHED_GPU_DAYS = 8.5  # DNA (Li et al., CVPR 2020), on GPUs of its day

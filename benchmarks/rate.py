@@ -12,11 +12,12 @@ import torch
 
 from benchmarks._report import Result, arguments, at_least, report
 from dna_deploy.data import Preprocessing
+from dna_deploy.networks import untrained
 from dna_deploy.plugins import find
 from dna_deploy.rate import frozen_statistics, outputs, scores
 from dna_deploy.space import Block
 from dna_deploy.supernet import Piece, PieceSupernet
-from dna_deploy.teacher import Teacher, cut, untrained
+from dna_deploy.teacher import Teacher, cut
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ from dna_deploy.files import read_json
 from dna_deploy.found import largest_within
 from dna_deploy.limits import Wanted
 from dna_deploy.measure import measure_whole
+from dna_deploy.networks import untrained
 from dna_deploy.plugins import find
 from dna_deploy.predictor import LatencyPredictor
 from dna_deploy.recipe import Training
@@ -35,7 +36,6 @@ from dna_deploy.run import Asked, TeacherReport, open_run
 from dna_deploy.search import inherit_and_train, prepare_teacher, search, splits
 from dna_deploy.space import Candidate
 from dna_deploy.table import LatencyTable, find_table
-from dna_deploy.teacher import untrained
 from dna_deploy.train import accuracy, logits_of
 from profilers import Model
 

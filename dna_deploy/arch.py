@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from dna_deploy.errors import RequestError
 from dna_deploy.files import read_json, write_json
 from dna_deploy.ops import Op
-from dna_deploy.plugins import find
+from dna_deploy.plugins import find, knows
 from dna_deploy.space import Candidate, SearchSpace
 
 if TYPE_CHECKING:
@@ -61,6 +61,11 @@ class Architecture:
     def is_key(key: str) -> bool:
         """Whether a table's key is a network's rather than an op's."""
         return "): " in key
+
+    @staticmethod
+    def is_known(key: str) -> bool:
+        """Whether a network's key is of a space known here: one of the user's own is, once its file was named."""
+        return knows("spaces", key.partition("(")[0])
 
     @staticmethod
     def parse(key: str) -> "Architecture":

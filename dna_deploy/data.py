@@ -2,8 +2,9 @@
 
 import importlib.util
 import itertools
+import math
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -59,9 +60,13 @@ def split(source: Source, seed: int = 0) -> Split:
     from sklearn.model_selection import train_test_split
 
     everything, labels = range(len(source.labels)), source.labels
-    smallest = min(labels.count(label) for label in set(labels))
-    if smallest < 4:
-        raise DataError(f"{source.name}: a class has only {smallest} images; expected at least 4 to split them")
+    divided = sorted(set(everything) - source.fixed_test)  # into train and held out, and where nobody has done it into test
+    counts = Counter(labels[index] for index in divided)
+    fewest = min(sorted(set(labels)), key=counts.__getitem__)
+    if counts[fewest] < (needed := 2 if source.fixed_test else 4):
+        raise DataError(
+            f"{source.name}: class {source.classes[fewest]} has {counts[fewest]} images to learn from; expected at least {needed}"
+        )
 
     def divide(indices: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
         kinds = [labels[i] for i in indices]
@@ -70,7 +75,7 @@ def split(source: Source, seed: int = 0) -> Split:
         return sorted(rest), sorted(part)
 
     if source.fixed_test:
-        rest, test = sorted(set(everything) - source.fixed_test), sorted(source.fixed_test)
+        rest, test = divided, sorted(source.fixed_test)
     else:
         rest, test = divide(everything, TEST_SHARE, seed)
     train, held_out = divide(rest, HELD_OUT_SHARE, seed + 1)
@@ -230,6 +235,11 @@ def epoch_batches(count: int, size: int, seed: int, epoch: int) -> "list[list[in
     return [order[start : start + size] for start in range(0, count - size + 1, size)]
 
 
+def evenly(places: Sequence[int], most: int) -> list[Sequence[int]]:
+    """`places` in as few batches of at most `most` as will do, as even as can be: no single image is left at the end."""
+    return [some for _, some in parts_of(places, math.ceil(len(places) / most))]
+
+
 def parts_of(places: Sequence[int], count: int) -> "list[tuple[int, Sequence[int]]]":
     """A batch in `count` parts as even as can be, fewer where it has fewer images: each with the place it begins at."""
     count = min(count, len(places))
@@ -268,22 +278,24 @@ def open_source(spec: str, root: str | None = None) -> Source:
 
 
 def _folder(root: Path) -> Source:
-    """root/CLASS/*, or root/train/CLASS/* and root/test/CLASS/* (val works as test) where the publisher split it."""
-    parts = {part.name: part for part in root.iterdir() if part.is_dir()}
-    test = parts.get("test", parts.get("val"))
-    roots = [parts["train"], test] if "train" in parts and test else [root]
-    classes = sorted({folder.name for part in roots for folder in part.iterdir() if folder.is_dir()})
+    """root/CLASS/*, or root/train/CLASS/* and root/test/CLASS/* (or val) where the publisher split it."""
+    parts = {part.name: part for part in _folders(root)}
+    test = next((parts[name] for name in ("test", "val", "valid", "validation") if name in parts), None)
+    published = "train" in parts and bool(_folders(parts["train"]))
+    if published and test is None and len(parts) > 1:
+        raise DataError(f"{root}: holds {', '.join(sorted(parts))}; expected test/ or val/ beside train/, or train/ alone")
+    roots = [part for part in (parts["train"], test) if part] if published else [root]
+    classes = sorted({folder.name for part in roots for folder in _folders(part) if _images(folder)})
     files: list[Path] = []
     labels: list[int] = []
     fixed: set[int] = set()
     for part in roots:
         for label, name in enumerate(classes):
-            for file in sorted((part / name).rglob("*")):
-                if file.suffix.lower() in SUFFIXES:
-                    if part is test:
-                        fixed.add(len(files))
-                    files.append(file)
-                    labels.append(label)
+            for file in _images(part / name):
+                if part is test:
+                    fixed.add(len(files))
+                files.append(file)
+                labels.append(label)
     if not files:
         raise DataError(f"{root}: no images; expected one folder a class with {', '.join(SUFFIXES[:4])} files in them")
 
@@ -337,6 +349,14 @@ def _digits() -> Source:
     return Source("digits", tuple("0123456789"), tuple(int(label) for label in found.target), open_array)
 
 
+def _folders(root: Path) -> list[Path]:
+    return [folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("[!.]*") if file.suffix.lower() in SUFFIXES)
+
+
 def _timm(spec: str, root: str | None) -> Source:
     """What timm's create_dataset reads: `hfds/...`, `torch/...`, `wds/...`, `tfds/...`; a validation split is the test set."""
     from timm.data import create_dataset
@@ -361,7 +381,14 @@ def _timm(spec: str, root: str | None) -> Source:
         return train[index][0] if index < count else test[index - count][0]
 
     fixed = frozenset(range(count, len(labels)))
-    return Source(spec, tuple(map(str, range(max(labels) + 1))), tuple(labels), open_sample, fixed)
+    return Source(spec, _class_names(train, max(labels) + 1), tuple(labels), open_sample, fixed)
+
+
+def _class_names(part: Any, count: int) -> tuple[str, ...]:
+    """What the data set calls its classes; their numbers where it does not."""
+    known = getattr(part, "class_to_idx", None) or getattr(getattr(part, "reader", None), "class_to_idx", None) or {}
+    names = {index: str(name) for name, index in known.items()}
+    return tuple(names.get(index, str(index)) for index in range(count))
 
 
 def _indexed(part: Any) -> tuple[Any, list[int]]:
@@ -372,6 +399,8 @@ def _indexed(part: Any) -> tuple[Any, list[int]]:
         return part, [int(label) for label in part.targets]
     if hasattr(part, "__getitem__") and hasattr(getattr(part, "reader", None), "samples"):
         return part, [int(label) for _, label in part.reader.samples]
+    if hasattr(getattr(part, "reader", None), "iter_targets"):  # a Hugging Face data set: no image is opened
+        return part, [int(label) for label in part.reader.iter_targets()]
     if hasattr(part, "__getitem__") and not hasattr(part, "set_loader_cfg"):
         return part, [int(part[index][1]) for index in range(len(part))]
     kept: list[tuple[bytes, int]] = []

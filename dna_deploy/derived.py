@@ -10,13 +10,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from dna_deploy.errors import RequestError, TeacherError
+from dna_deploy.networks import untrained
 from dna_deploy.ops._op import strided
 from dna_deploy.ops.classifier import Classifier
 from dna_deploy.ops.conv import Conv
 from dna_deploy.ops.dsconv import DepthwiseSeparable
 from dna_deploy.space import Block, Cell, SearchSpace
 from dna_deploy.spaces.mobile import FIRST, HEAD, STEM, choices
-from dna_deploy.teacher import Place, spatial, trunk, untrained
+from dna_deploy.teacher import Place, spatial, trunk
 
 if TYPE_CHECKING:
     from torch import nn

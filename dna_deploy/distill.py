@@ -87,7 +87,7 @@ def step(
     for (part, into, target), drawn in zip(supernet.lessons(image, features), paths, strict=True):
         share = min(len(drawn), len(into))
         total = torch.zeros((), device=into.device)
-        for path, x, y in zip(drawn, into.chunk(share), target.chunk(share), strict=False):
+        for path, x, y in zip(drawn[:share], into.tensor_split(share), target.tensor_split(share), strict=True):
             with machine.autocast():
                 loss = noise_to_signal(part(x, path), y) / share * weight
             loss.backward()  # type: ignore[no-untyped-call]

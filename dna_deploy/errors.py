@@ -4,7 +4,7 @@ DnaError
 ├── RequestError          2  the request is wrong: a flag, a name, a file
 │   ├── TableError           a latency table that cannot be read or lacks what is asked of it
 │   ├── DataError            a data set or an image that cannot be used
-│   ├── TeacherError         a teacher that cannot be loaded or cut
+│   ├── TeacherError         a teacher that cannot be cut or taught with
 │   └── RunError             a run folder that is missing, incomplete or of another kind
 ├── MachineError          3  the machine failed: a full disk, a package that is missing
 │   └── CannotRun            a file that is whole but cannot be run on this machine

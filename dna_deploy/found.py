@@ -94,8 +94,7 @@ def pick(
         peak_bytes=max(part.peak_bytes for part in prints),
     )
     if folder.architecture.exists() and Architecture.load(folder.architecture) != found:
-        folder.weights.unlink(missing_ok=True)  # of another network: the ratings or the table changed
-        folder.student.unlink(missing_ok=True)
+        folder.set_aside()  # another network: the ratings, the table or the request changed
     found.save(folder.architecture)
     write_front(folder.front, space, front)
     write_top(folder.top, problem, top)

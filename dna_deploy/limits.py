@@ -159,7 +159,7 @@ class Problem:
                     f"{about}: {one.text} and {other.text} conflict, within the first the least of the other is "
                     f"{other.write(within)}; the least there is, each taken alone: {listed}"
                 )
-        if len(self._sums) > 2 and not self.best([np.zeros(len(mask)) for mask in self.allowed]):
+        if len(self.limits) > 2 and not self.best([np.zeros(len(mask)) for mask in self.allowed]):
             asked = ", ".join(limit.text for limit in self.limits)
             raise NothingFits(f"{about} all of {asked}, though any two of them; the least there is, each taken alone: {listed}")
 

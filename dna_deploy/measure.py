@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from dna_deploy.arch import Architecture
 from dna_deploy.graph import onnx_of
 from dna_deploy.ops import Op, parse
-from dna_deploy.plugins import knows
 from dna_deploy.progress import bar, say
-from dna_deploy.table import LatencyTable
+from dna_deploy.table import LatencyTable, anchors_of
 from profilers import (
     Device,
     DeviceUnavailable,
@@ -116,9 +115,14 @@ def remark(speed: float | None) -> str | None:
 def _references(table: LatencyTable, about_ms: float) -> list[str]:
     """The table's whole networks nearest to `about_ms`; its anchors where it has no networks."""
     networks = [key for key in table.visits if Architecture.is_key(key)]
-    known = [key for key in networks if knows("spaces", key.partition("(")[0])]
+    known = [key for key in networks if Architecture.is_known(key)]
     near = sorted(known, key=lambda key: abs(table.measurements[key].latency_ms - about_ms))[:REFERENCES]
-    return near or (table.sessions[0].anchors if table.sessions else [])
+    return near or [key for key in anchors_of(table.sessions) if key in table.visits and buildable(key)]
+
+
+def buildable(key: str) -> bool:
+    """Whether `ops_of` knows a row's ops: always of an op, of a network where its space is known here."""
+    return not Architecture.is_key(key) or Architecture.is_known(key)
 
 
 def ops_of(key: str) -> tuple[Op, ...]:

@@ -36,6 +36,7 @@ def train_named(
     import dna_deploy.zoo  # noqa: F401  makes the published networks known to timm
     from dna_deploy.checkpoint import save_tensors
     from dna_deploy.machine import this_machine
+    from dna_deploy.teacher import require_scores
     from dna_deploy.train import accuracy, logits_of, train
 
     if how.inherit or how.guided:
@@ -59,6 +60,7 @@ def train_named(
     parts = load_split(parted, source)
     torch.manual_seed(how.seed)
     model = timm.create_model(network, num_classes=len(source.classes)).to(machine.device)
+    require_scores(model, image_size, len(source.classes))
     config = resolve_model_data_config(model)
     preprocessing = Preprocessing(tuple(config["mean"]), tuple(config["std"]))
     images, test = (Images(source, places, image_size) for places in (parts.train, parts.test))

@@ -1,6 +1,6 @@
 """What is exported: a network, the contract its users rely on, and the images every step is held against it on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,25 +9,24 @@ import numpy as np
 
 from dna_deploy.arch import Architecture
 from dna_deploy.data import Images, Preprocessing, Source, load_split, open_source, split
-from dna_deploy.errors import MachineError, RequestError, RunError, first_line
+from dna_deploy.errors import RequestError, RunError, first_line
 from dna_deploy.exporters._exporter import Contract
 from dna_deploy.files import read_json
+from dna_deploy.networks import PACKAGED, open_network
 from dna_deploy.ops import Op
-from dna_deploy.plugins import find, load
+from dna_deploy.plugins import find
 from dna_deploy.progress import say
 from dna_deploy.run import Pick, Picked, TeacherReport
 from dna_deploy.verify import Inputs, Step
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from dna_deploy.exporters._exporter import Array
 
 EXPORTS = Path("exports")
-RANDOM = Path("random")  # what --weights says where none are wanted
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 UNKNOWN_LICENCE = "Not known to dna-deploy: ask where it came from before passing this on."
+ADVICE = "give --weights FILE, or --weights random to try the chain with weights that know nothing"
 SYNTHETIC = 64  # images where there are no real ones
 
 
@@ -100,8 +99,6 @@ def licence_of(name: str) -> str:
     """What timm states for the weights of a model, or what the package says that they came from."""
     from timm.models import get_pretrained_cfg
 
-    from dna_deploy.teacher import PACKAGED
-
     if name in PACKAGED:
         return f"Apache-2.0 (PyPI {PACKAGED[name].replace('_', '-')})"
     stated = get_pretrained_cfg(name)
@@ -110,7 +107,7 @@ def licence_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class Asked:
-    """A network of the user's: a timm model by name, or a Python file that defines MODEL, a function that returns a module."""
+    """A network of the user's, as `open_network` takes it, and what it is checked on."""
 
     model: str
     weights: Path | None = None  # a checkpoint, or RANDOM; else the model's own trained weights
@@ -122,113 +119,31 @@ class Asked:
 
 def from_model(asked: Asked, largest_bytes: int | None = None) -> Original:
     """A network that was not searched; refused before it is loaded where its weights are larger than `largest_bytes`."""
-    network, weights, size, preprocessing = (_own if asked.model.endswith(".py") else _timm)(asked, largest_bytes)
-    size = asked.image_size or size
-    classes = _classes(network, size, asked)
+    import torch
+
     source = open_source(asked.data, asked.data_root) if asked.data else None
-    names = _labels(asked, classes, source)
-    if weights == "random":
+    given = _names(asked.labels) if asked.labels else source.classes if source else ()
+    torch.manual_seed(0)  # what MODEL draws at random is drawn alike again
+    network = open_network(asked.model, asked.weights, len(given) or None, ADVICE, largest_bytes)
+    size = asked.image_size or network.image_size
+    classes = _classes(network.module, size, asked)
+    names = _labels(asked, classes, given)
+    if network.weights == "random":
         say(f"{asked.model}: its weights are RANDOM: the chain can be proved, the file is of no use")
-    test, held_out = _parts(source, size, classes, preprocessing)
+    test, held_out = _parts(source, size, classes, network.preprocessing)
     name = Path(asked.model).stem if asked.model.endswith(".py") else asked.model
     return Original(
         name=name,
-        network=network,
-        contract=Contract(size, preprocessing.mean, preprocessing.std, names, weights),
+        network=network.module,
+        contract=Contract(size, network.preprocessing.mean, network.preprocessing.std, names, network.weights),
         test=test,
         held_out=held_out,
-        folder=EXPORTS / (name if weights != "random" else f"{name}-untrained"),
+        folder=EXPORTS / (name if network.weights != "random" else f"{name}-untrained"),
         picked=None,
         made_from={key: str(value) if isinstance(value, Path) else value for key, value in asdict(asked).items() if value},
         licences={f"Network {asked.model}": UNKNOWN_LICENCE if asked.model.endswith(".py") else licence_of(asked.model)}
         | ({f"Data {source.name}": source.licence or UNKNOWN_LICENCE} if source else {}),
     )
-
-
-def _timm(asked: Asked, largest_bytes: int | None) -> "tuple[nn.Module, str, int, Preprocessing]":
-    import timm
-    import torch
-    from timm.data import resolve_model_data_config
-
-    from dna_deploy.teacher import packaged_weights, read_weights
-
-    if not timm.is_model(asked.model):
-        near = timm.list_models(f"*{asked.model.split('_')[0]}*")[:3]
-        raise RequestError(
-            f"--model {asked.model}: timm has no model of that name{'; near: ' + ', '.join(near) if near else ''}; "
-            "expected one of timm's, or a path ending in .py"
-        )
-    with torch.device("meta"):
-        _require_at_most(timm.create_model(asked.model), largest_bytes, asked.model)
-    if asked.weights == RANDOM:
-        torch.manual_seed(0)
-        network, weights = timm.create_model(asked.model), "random"
-    elif (state := read_weights(asked.weights) if asked.weights else packaged_weights(asked.model)) is not None:
-        classifier = timm.get_pretrained_cfg_value(asked.model, "classifier")
-        known = state.get(f"{classifier}.weight") if isinstance(classifier, str) else None
-        network = timm.create_model(asked.model, **({} if known is None else {"num_classes": known.shape[0]}))
-        _fill(network, state, asked)
-        weights = str(asked.weights.name) if asked.weights else "packaged"
-    else:
-        network, weights = _downloaded(asked.model), "timm"
-    config = resolve_model_data_config(network)
-    return network.eval(), weights, config["input_size"][-1], Preprocessing(tuple(config["mean"]), tuple(config["std"]))
-
-
-def _downloaded(name: str) -> "nn.Module":
-    """The model with timm's own weights, from its cache or the network."""
-    import logging
-    import socket
-
-    import huggingface_hub.constants
-    import timm
-
-    try:
-        socket.getaddrinfo("huggingface.co", 443)
-    except OSError:
-        huggingface_hub.constants.HF_HUB_OFFLINE = True  # asks the cache only, instead of a minute of retries
-    logging.getLogger("timm").setLevel(logging.ERROR)
-    try:
-        model: nn.Module = timm.create_model(name, pretrained=True)
-        return model
-    except Exception as error:  # no such weights, no network, a broken download: each in a type of its own
-        raise MachineError(
-            f"--model {name}: its weights could not be had from timm ({first_line(error)}); give --weights FILE, or --weights "
-            "random to try the chain with weights that know nothing"
-        ) from error
-
-
-def _own(asked: Asked, largest_bytes: int | None) -> "tuple[nn.Module, str, int, Preprocessing]":
-    import torch
-
-    from dna_deploy.teacher import read_weights
-
-    torch.manual_seed(0)
-    found = load(Path(asked.model), "MODEL").MODEL
-    network = found if isinstance(found, torch.nn.Module) else found()
-    if not isinstance(network, torch.nn.Module):
-        raise RequestError(f"{asked.model}: MODEL() returned {type(network).__name__}; expected a torch.nn.Module")
-    _require_at_most(network, largest_bytes, asked.model)
-    if asked.weights:
-        _fill(network, read_weights(asked.weights), asked)
-    return network.eval(), str(asked.weights.name) if asked.weights else "as MODEL returns them", 224, Preprocessing(*IMAGENET)
-
-
-def _require_at_most(network: "nn.Module", largest_bytes: int | None, name: str) -> None:
-    size = 4 * sum(weight.numel() for weight in (*network.parameters(), *network.buffers()))
-    if largest_bytes is not None and size > largest_bytes:
-        raise RequestError(
-            f"--model {name}: {size / 1e9:.1f} GB of weights; a file of this format holds {largest_bytes / 1e9:.0f} GB: "
-            "choose a smaller model, or --format torch"
-        )
-
-
-def _fill(network: "nn.Module", state: "dict[str, torch.Tensor]", asked: Asked) -> None:
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].strip()[:160]
-        raise RequestError(f"--weights {asked.weights}: not the weights of {asked.model} ({reason})") from error
 
 
 def _classes(network: "nn.Module", size: int, asked: Asked) -> int:
@@ -248,17 +163,20 @@ def _classes(network: "nn.Module", size: int, asked: Asked) -> int:
     return int(logits.shape[1])
 
 
-def _labels(asked: Asked, classes: int, source: Source | None) -> tuple[str, ...]:
+def _names(path: Path) -> tuple[str, ...]:
+    try:
+        return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"--labels {path}: cannot be read ({error}); expected one name a line") from None
+
+
+def _labels(asked: Asked, classes: int, given: tuple[str, ...]) -> tuple[str, ...]:
+    if len(given) == classes:
+        return given
     if asked.labels is not None:
-        try:
-            names = tuple(line.strip() for line in asked.labels.read_text(encoding="utf-8").splitlines() if line.strip())
-        except (OSError, UnicodeDecodeError) as error:
-            raise RequestError(f"--labels {asked.labels}: cannot be read ({error}); expected one name a line") from None
-        if len(names) != classes:
-            raise RequestError(f"--labels {asked.labels}: {len(names)} names, the network has {classes} classes")
-        return names
-    if source is not None and _tells_apart(classes, source):
-        return source.classes[-classes:]
+        raise RequestError(f"--labels {asked.labels}: {len(given)} names, the network has {classes} classes")
+    if _tells_apart(classes, given):
+        return given[-classes:]
     if classes == 1000:
         from timm.data import ImageNetInfo
 
@@ -275,15 +193,15 @@ def _parts(source: Source | None, size: int, classes: int, preprocessing: Prepro
         inputs_of(Images(source, part, size), preprocessing, f"{name} images of {source.name}")
         for name, part in (("test", parts.test), ("held-out", parts.held_out))
     )
-    if _tells_apart(classes, source):
+    if _tells_apart(classes, source.classes):
         return test, held_out
     say(f"{source.name} has {len(source.classes)} classes, the network {classes}: agreement is judged, accuracy is not")
     return replace(test, labels=None), replace(held_out, labels=None)
 
 
-def _tells_apart(outputs: int, source: Source) -> bool:
+def _tells_apart(outputs: int, classes: Sequence[str]) -> bool:
     """Whether a network's outputs are these classes; one output is that of the second of two."""
-    return len(source.classes) == (outputs if outputs > 1 else 2)
+    return len(classes) == (outputs if outputs > 1 else 2)
 
 
 def synthetic(size: int, preprocessing: Preprocessing, seed: int) -> Inputs:

@@ -2,10 +2,14 @@
 
 import importlib
 import importlib.util
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dna_deploy.errors import RequestError
+from dna_deploy.errors import DnaError, RequestError, first_line
 
 
 def names(folder: str) -> list[str]:
@@ -45,13 +49,31 @@ def knows(folder: str, name: str) -> bool:
 
 
 def load(file: Path, attribute: str) -> Any:
-    """The module of a user's own file, which has to define `attribute`."""
+    """The module of a user's own file, which has to define `attribute`; it may import files beside it, as a script may."""
     if not file.is_file():
         raise RequestError(f"{file}: no such file; expected a Python file that defines {attribute}")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    spec = importlib.util.spec_from_file_location(f"own_{file.stem}", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[module.__name__] = module  # dataclasses look for their module there; `own_`: net.py is not `import net`
+    if (folder := str(file.parent.resolve())) not in sys.path:
+        sys.path.insert(0, folder)
+    with blamed(file):
+        spec.loader.exec_module(module)
     if not hasattr(module, attribute):
         raise RequestError(f"{file} defines no {attribute}; see the README for what it should be")
     return module
+
+
+@contextmanager
+def blamed(file: Path) -> Iterator[None]:
+    """What goes wrong in the code of a user's file is answered in one line, with its place there."""
+    try:
+        yield
+    except DnaError:
+        raise
+    except Exception as error:
+        own = file.resolve()
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).resolve() == own]
+        place = f"{file}, line {lines[-1]}" if lines else str(file)  # a syntax error has no line of its own, but says it
+        raise RequestError(f"{place}: {type(error).__name__}: {first_line(error)}") from error

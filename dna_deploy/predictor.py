@@ -20,7 +20,6 @@ import numpy as np
 from dna_deploy.arch import Architecture
 from dna_deploy.errors import RequestError, TableError
 from dna_deploy.ops import Op, parse
-from dna_deploy.plugins import knows
 from dna_deploy.progress import say
 from dna_deploy.space import SearchSpace
 from dna_deploy.table import LatencyTable, has_interval, tables
@@ -213,8 +212,7 @@ class LatencyPredictor:
     @cached_property
     def _parsed(self) -> list[Architecture]:
         found = {key: value for key, value in self.table.measurements.items() if Architecture.is_key(key) and has_interval(value)}
-        keys = [key for key in found if knows("spaces", key.partition("(")[0])]
-        return [Architecture.parse(key) for key in keys]
+        return [Architecture.parse(key) for key in found if Architecture.is_known(key)]
 
     @cached_property
     def _known(self) -> dict[Op, Measurement]:

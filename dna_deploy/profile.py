@@ -16,12 +16,12 @@ from pathlib import Path
 from dna_deploy.arch import Architecture, sample
 from dna_deploy.errors import RequestError, TableError
 from dna_deploy.graph import onnx_of
-from dna_deploy.measure import ops_of
+from dna_deploy.measure import buildable, ops_of
 from dna_deploy.ops import parse
 from dna_deploy.predictor import FEWEST, Account, LatencyPredictor, known_ops, open_predictor, references
 from dna_deploy.progress import bar, say
 from dna_deploy.space import SearchSpace
-from dna_deploy.table import Appender, End, LatencyTable, PredictedRow, Session, VisitRow, appending, header_of
+from dna_deploy.table import Appender, End, LatencyTable, PredictedRow, Session, VisitRow, anchors_of, appending, header_of
 from dna_deploy.transfer import FEWEST as FEWEST_OPS
 from dna_deploy.transfer import describe, worth_measuring
 from profilers import Device, Model, Plan, Profiler, Stop, Visit, find_profiler, measure
@@ -61,12 +61,12 @@ def profile(
         pace, ended = _session(out, profiler, device, models, plan, stop, scout=True)
         if pace is not None:
             left = stop.seconds - (time.monotonic() - began) - pace.setup_s
-            models = affordable(models, pace, left, stop, references(table, space.ops))
-            say(f"not everything fits {stop.seconds:.0f} s: measuring the {len(models)} that say most about the rest")
+            for_anchors = left / (1 + plan.anchor_every) + plan.anchors * stop.min_rounds * pace.op_s
+            asked, models = models, affordable(models, pace, left - for_anchors, stop, references(table, space.ops))
+            which = f"{_counted(models)} of {_counted(asked)}, those that say most about the rest"
+            say(f"not everything fits {stop.seconds:.0f} s: now {which}; the same command goes on from there")
             _, ended = _session(out, profiler, device, models, plan, dataclasses.replace(stop, seconds=left), scout=False)
-        out.compact()
-        predictor = _predictor(path, space)
-        out.compact(predicted_rows(predictor))
+        out.compact(predicted_rows(_predictor(path, space)))
     return _profile(path, space, len(models), ended)
 
 
@@ -108,7 +108,7 @@ def _session(
     """Measure these models into the table. With `scout` it gives up after the first round, or after a quarter of the time,
     where `stop.min_rounds` rounds would not fit, and says how fast visits are; else None, and why it ended."""
     table = LatencyTable.load(out.path)
-    models, plan = _continue(table, models, plan)
+    models, plan = _anchored(table, models, plan)
     keys = [model.key for model in models]
     visits = len(plan.order(keys, 0))
     say(f"{device.name}: {len(models)} models, up to {plan.rounds} rounds or {stop.seconds:.0f} s, into {out.path}")
@@ -150,29 +150,43 @@ def _pace(taken: list[Visit], spent_s: float, setup_s: float) -> Pace:
     besides = max(0.0, spent_s - sum(seconds for _, seconds in runs_s)) / len(taken)
     networks = [seconds for key, seconds in runs_s if Architecture.is_key(key)]
     ops = [seconds for key, seconds in runs_s if not Architecture.is_key(key)]
-    op_s = sum(ops) / len(ops) if ops else 0.0
+    op_s = sum(ops) / len(ops) if ops else sum(networks) / len(networks) / 20
     network_s = sum(networks) / len(networks) if networks else 20 * op_s
     return Pace(setup_s, sum(seconds for _, seconds in runs_s) / len(taken) + besides, op_s + besides, network_s + besides)
 
 
 def affordable(models: list[Model], pace: Pace, seconds: float, stop: Stop, sources: Sequence[LatencyTable] = ()) -> list[Model]:
-    """What to measure where not everything fits: a third of the time for whole networks, the rest for the ops that say most."""
+    """What to measure where not everything fits: a third of the time for whole networks, or what the ops do not need; the rest
+    for the ops that say most about the others."""
     networks = [model for model in models if Architecture.is_key(model.key)]
     by_op = {parse(model.key): model for model in models if not Architecture.is_key(model.key)}
     rounds = max(stop.min_rounds, 1)
-    kept = int(seconds / 3 / (rounds * pace.network_s))
+    network_s, op_s = rounds * pace.network_s, rounds * pace.op_s
+    kept = max(0, int(max(seconds / 3, seconds - len(by_op) * op_s) / network_s))
+    if not by_op:
+        if kept == 0:
+            raise _too_short(stop, pace, f"no time for one of {len(networks)} whole networks", network_s)
+        return networks[:kept]
     networks = networks[:kept] if kept >= FEWEST else []
-    count = int((seconds - len(networks) * rounds * pace.network_s) / (rounds * pace.op_s))
+    count = int((seconds - len(networks) * network_s) / op_s)
     if count < min(FEWEST_OPS, len(by_op)):
-        least = 2 * pace.setup_s + (FEWEST_OPS * rounds * pace.op_s) * 4 / 3
-        raise RequestError(
-            f"--budget {stop.seconds:.0f}s: time for {max(count, 0)} of {len(by_op)} ops, at least {FEWEST_OPS} are needed to "
-            f"predict the rest; give --budget {math.ceil(1.2 * least)}s (what was measured is kept)"
-        )
+        short = f"time for {max(count, 0)} of {len(by_op)} ops, at least {FEWEST_OPS} are needed to predict the rest"
+        raise _too_short(stop, pace, short, FEWEST_OPS * op_s)
     ops = list(by_op)
     known = [{op: found.latency_ms for op, found in known_ops(source).items()} for source in sources]
-    rows = worth_measuring(describe(ops, known), min(count, len(ops))) if ops else []
+    rows = worth_measuring(describe(ops, known), min(count, len(ops)))
     return [*(by_op[ops[row]] for row in sorted(rows)), *networks]
+
+
+def _too_short(stop: Stop, pace: Pace, short: str, least_s: float) -> RequestError:
+    needed = math.ceil(1.2 * (2 * pace.setup_s + least_s * 4 / 3))
+    return RequestError(f"--budget {stop.seconds:.0f}s: {short}; give --budget {needed}s (what was measured is kept)")
+
+
+def _counted(models: Sequence[Model]) -> str:
+    networks = sum(Architecture.is_key(model.key) for model in models)
+    numbers = {"ops": len(models) - networks, "whole networks": networks}
+    return " and ".join(f"{number} {what}" for what, number in numbers.items() if number)
 
 
 def wanted(space: SearchSpace, validate: int) -> list[Model]:
@@ -185,14 +199,23 @@ def wanted(space: SearchSpace, validate: int) -> list[Model]:
     return models + [Model(network.key, onnx_of(network.ops)) for network in networks]
 
 
-def _continue(table: LatencyTable, models: list[Model], plan: Plan) -> tuple[list[Model], Plan]:
-    """Take the anchors of the sessions before along, so that rounds of different days can be compared."""
-    if not table.sessions:
-        return models, plan
+def _anchored(table: LatencyTable, models: list[Model], plan: Plan) -> tuple[list[Model], Plan]:
+    """With the same anchors in every session of a table, so that rounds of different days can be compared.
+
+    They are ops, which any process can build from their keys; networks of a space of one's own need its file.
+    """
+    before = anchors_of(table.sessions)
+    anchors = [key for key in before if buildable(key)]
+    if before and not anchors:
+        raise TableError(
+            f"{table.path}: its sessions are compared by networks of a space that is not known here, such as {before[0][:60]!r}; "
+            "give --table FILE for a new one"
+        )
+    if not anchors:
+        anchors = list(plan.anchor_keys([model.key for model in models if not Architecture.is_key(model.key)]))
     known = {model.key for model in models}
-    anchors = [key for key in table.sessions[0].anchors if key not in known]
-    models = [*models, *(Model(key, onnx_of(ops_of(key))) for key in anchors)]
-    return models, dataclasses.replace(plan, seed=plan.seed + table.next_round)
+    models = [*models, *(Model(key, onnx_of(ops_of(key))) for key in anchors if key not in known)]
+    return models, dataclasses.replace(plan, same_anchors=tuple(anchors), seed=plan.seed + table.next_round)
 
 
 def _now() -> str:

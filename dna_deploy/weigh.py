@@ -18,6 +18,7 @@ from dna_deploy.files import read_json, write_json
 from dna_deploy.progress import say, show
 from dna_deploy.ratings import Rating, load_ratings, save_ratings
 from dna_deploy.recipe import Training
+from dna_deploy.rivals import kendall
 from dna_deploy.run import Asked, Run, existing_run
 from dna_deploy.scores import imitation
 from dna_deploy.search import inherit_and_train, prepare_teacher, splits
@@ -89,7 +90,7 @@ def calibrate_run(run: Run, space: SearchSpace, count: int) -> Calibration:
     write_json(file, replace(known, calibration=about))
     summed = np.sum([log[choices[:, k]] for k, log in enumerate(logs)], axis=0)
     _show(found, accuracies, summed, networks)
-    better = found.loo_tau > _tau(-summed, accuracies)
+    better = found.loo_tau > kendall(-summed, accuracies)
     if not better:
         say(
             "the calibration ranks networks it has not seen no better than the score as it was, which is kept; train more of them"
@@ -129,7 +130,7 @@ def replace_one_run(run: Run, reference: Architecture, images: int) -> None:
 
 def _agreement(title: str, ratings: dict[str, list[Rating]], others: dict[str, list[float]]) -> None:
     """How alike relative L1 and another score order the candidates of each block."""
-    taus = {name: _tau([rating.relative_l1 for rating in block], others[name]) for name, block in ratings.items()}
+    taus = {name: kendall([rating.relative_l1 for rating in block], others[name]) for name, block in ratings.items()}
     show(title, ["block", "Kendall tau"], [[name, f"{tau:.2f}"] for name, tau in taus.items()])
 
 
@@ -160,16 +161,10 @@ def _choice(arch: Architecture) -> list[int]:
 
 def _show(found: Calibration, accuracies: Any, summed: Any, networks: Sequence[Architecture]) -> None:
     rows = [
-        ["score as it was", f"{_tau(-summed, accuracies):.2f}"],
-        ["multiply-adds alone", f"{_tau([arch.macs for arch in networks], accuracies):.2f}"],
-        ["parameters alone", f"{_tau([arch.params for arch in networks], accuracies):.2f}"],
+        ["score as it was", f"{kendall(-summed, accuracies):.2f}"],
+        ["multiply-adds alone", f"{kendall([arch.macs for arch in networks], accuracies):.2f}"],
+        ["parameters alone", f"{kendall([arch.params for arch in networks], accuracies):.2f}"],
         ["calibrated, each network predicted from the others", f"{found.loo_tau:.2f}"],
     ]
     title = f"rank correlation with the accuracy of {found.networks} trained networks"
     show(title, ["", "Kendall tau"], rows)
-
-
-def _tau(a: Any, b: Any) -> float:
-    from scipy.stats import kendalltau
-
-    return float(kendalltau(a, b)[0])

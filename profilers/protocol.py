@@ -49,11 +49,14 @@ class Plan:
     visit_ms: float = 4.0  # and as many more as fit into this time
     max_runs: int = 20
     anchors: int = 3  # models visited again and again within every round, to see the machine drift
+    same_anchors: tuple[str, ...] = ()  # which ones, to compare sessions by; spread over the models where none are named
     anchor_every: int = 12  # visits between two anchors
     seed: int = 0
 
     def anchor_keys(self, keys: Sequence[str]) -> tuple[str, ...]:
-        """The same few models in every round, spread evenly over the order given."""
+        """The same few models in every round: those named, or some spread evenly over the order given."""
+        if self.same_anchors:
+            return self.same_anchors
         count = min(self.anchors, len(keys))
         return tuple(keys[(2 * i + 1) * len(keys) // (2 * count)] for i in range(count))
 
@@ -159,16 +162,22 @@ def _median_interval(ordered: Sequence[float]) -> tuple[float, float]:
 
 
 def drift_of_rounds(visits: Iterable[Visit], anchors: Sequence[str]) -> dict[int, float]:
-    """How slow the machine was in each round: the anchors' time there over their time on the whole session."""
+    """How slow the machine was in each round: the anchors' time there over their usual time.
+
+    Usual is its median over the rounds in which all anchors ran: one that ran only while the machine was slow would call that
+    usual.
+    """
     levels: dict[str, dict[int, float]] = {key: {} for key in anchors}
     for visit in visits:
         if visit.key in levels:
             seen = levels[visit.key]
             seen[visit.round] = min(_quiet(visit.ns), seen.get(visit.round, math.inf))
-    usual = {key: statistics.median(seen.values()) for key, seen in levels.items() if seen}
+    levels = {key: seen for key, seen in levels.items() if seen}
     rounds = sorted({round for seen in levels.values() for round in seen})
+    whole = [round for round in rounds if all(round in seen for seen in levels.values())]
+    usual = {key: statistics.median(seen[round] for round in whole or seen) for key, seen in levels.items()}
     return {
-        round: statistics.median(levels[key][round] / usual[key] for key in usual if round in levels[key]) for round in rounds
+        round: statistics.median(seen[round] / usual[key] for key, seen in levels.items() if round in seen) for round in rounds
     }
 
 

@@ -1,5 +1,6 @@
 """Data: splits, decoding, augmentation, and the answers to data that cannot be used."""
 
+import shutil
 import threading
 import time
 from dataclasses import replace
@@ -15,6 +16,7 @@ from dna_deploy.data import (
     Images,
     Preprocessing,
     epoch_batches,
+    evenly,
     load_split,
     open_source,
     parts_of,
@@ -77,6 +79,28 @@ def test_a_publishers_test_set_stays_the_test_set(folder, tmp_path):
     made = split(source)
     assert set(made.test) == source.fixed_test and len(made.test) == 12
     assert not set(made.test) & set(made.train + made.held_out)
+
+
+@pytest.mark.parametrize("name", ["test", "val", "valid", "validation"])
+def test_a_published_split_is_known_by_its_usual_names(folder, tmp_path, name):
+    root = tmp_path / "published"
+    root.mkdir()
+    shutil.copytree(folder, root / "train")
+    assert open_source(str(root)).fixed_test == frozenset()  # train/ alone is divided like any folder
+    shutil.copytree(folder, root / name)
+    source = open_source(str(root))
+    assert source.classes == ("blue", "red") and len(source.labels) == 40 and len(source.fixed_test) == 20
+    (root / name).rename(root / "others")
+    with pytest.raises(DataError, match="holds others, train; expected test/ or val/ beside train/"):
+        open_source(str(root))
+
+
+def test_folders_without_images_and_hidden_ones_are_no_classes(folder):
+    (folder / "empty").mkdir()
+    shutil.copytree(folder / "red", folder / ".ipynb_checkpoints")
+    (folder / "train").mkdir()  # a class may be called so
+    shutil.copy(folder / "red" / "0.png", folder / "train")
+    assert open_source(str(folder)).classes == ("blue", "red", "train")
 
 
 def test_decoding_cuts_the_centre_at_the_right_scale(tmp_path):
@@ -150,8 +174,17 @@ def test_one_class_and_empty_folders_are_refused(tmp_path):
 def test_a_class_too_small_to_split_is_refused(folder):
     for number in range(7):
         (folder / "red" / f"{number}.png").unlink()
-    with pytest.raises(DataError, match="only 3 images"):
+    with pytest.raises(DataError, match="class red has 3 images to learn from; expected at least 4"):
         split(open_source(str(folder)))
+
+
+def test_a_class_that_a_published_split_hardly_teaches_is_refused(folder, tmp_path):
+    for part in ("train", "test"):
+        shutil.copytree(folder, tmp_path / "published" / part)
+    for number in range(9):
+        (tmp_path / "published" / "train" / "red" / f"{number}.png").unlink()
+    with pytest.raises(DataError, match="class red has 1 images to learn from; expected at least 2"):
+        split(open_source(str(tmp_path / "published")))
 
 
 def test_preprocessing_by_hand():
@@ -183,6 +216,13 @@ def test_an_image_is_augmented_alike_however_its_batch_is_divided(count):
     assert torch.equal(torch.cat(divided), Augmentation(7, 5)(batch))
 
 
+@pytest.mark.parametrize(("count", "most", "sizes"), [(65, 64, [32, 33]), (128, 64, [64, 64]), (3, 64, [3]), (9, 4, [3, 3, 3])])
+def test_no_batch_is_of_what_is_left_over(count, most, sizes):
+    batches = evenly(range(10, 10 + count), most)
+    assert [len(batch) for batch in batches] == sizes
+    assert [place for batch in batches for place in batch] == list(range(10, 10 + count))
+
+
 def test_epochs_visit_every_image_once_in_another_order():
     first, second = epoch_batches(100, 32, seed=0, epoch=0), epoch_batches(100, 32, seed=0, epoch=1)
     assert [len(batch) for batch in first] == [32, 32, 32]
@@ -202,6 +242,7 @@ def test_the_solar_cells_are_there():
 def test_a_timm_data_set_is_read_like_a_folder(folder):
     source = open_source("torch/image_folder", str(folder))
     assert source.labels == open_source(str(folder)).labels and not source.fixed_test
+    assert source.classes == ("blue", "red")
     assert Images(source, [0, 19], 8).batch([0, 1])[:, :, 4, 4].tolist() == [[0, 0, 255], [255, 0, 0]]
     with pytest.raises(DataError, match="timm cannot open it"):
         open_source("torch/image_folder", str(folder / "nowhere"))

@@ -13,9 +13,10 @@ from dna_deploy.data import Preprocessing
 from dna_deploy.derived import stages
 from dna_deploy.distill import draw, step
 from dna_deploy.errors import RequestError, TeacherError
+from dna_deploy.networks import untrained
 from dna_deploy.plugins import find
 from dna_deploy.supernet import Supernet
-from dna_deploy.teacher import Teacher, create, cut, require_scores, trunk, untrained
+from dna_deploy.teacher import Teacher, create, cut, require_scores, trunk
 
 OWN = str(Path(__file__).with_name("own_teacher.py"))
 STAGES = {  # each stage's last module and the student's width: the teacher's, scaled so that the last is at most 320
@@ -68,14 +69,14 @@ def test_a_module_of_ones_own_as_teacher(tmp_path):
     torch.save(model.state_dict(), tmp_path / "own.pth")
     again, _, ready = create(OWN, 5, tmp_path / "own.pth")
     assert ready and torch.equal(again.fc.weight, model.fc.weight)
-    with pytest.raises(TeacherError, match="holds weights of another network"):
+    with pytest.raises(RequestError, match=r"own\.pth: not the weights of .*own_teacher\.py"):
         create(OWN, 6, tmp_path / "own.pth")
     trained = tmp_path / "trained.py"
     trained.write_text("from torch import nn\nMODEL = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 7))\n")
     model, _, ready = create(str(trained), 5)
     assert ready and isinstance(model, nn.Module)
     with pytest.raises(TeacherError, match=r"has the shape \(1, 7\) for one image, the data has 5 classes"):
-        require_scores(model, find("spaces", "mobile").at(64, 5))
+        require_scores(model, 64, 5)
     empty = tmp_path / "empty.py"
     empty.write_text("")
     with pytest.raises(RequestError, match="defines no MODEL"):

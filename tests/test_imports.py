@@ -21,7 +21,7 @@ ROWS = [  # design.md, from the bottom up; a module may import from rows below i
     {"limits", "table", "regressor", "exporters", "subgraph"},
     {"transfer", "reference"},
     {"predictor", "measure", "data", "placement", "rounding"},
-    {"budget", "locate"},
+    {"budget", "locate", "networks"},
     {"teacher", "checkpoint", "verify"},
     {"supernet", "derived", "ranges", "lessons", "crops", "calibrate", "rivals"},
     {"distill", "rate", "precision", "quantize", "warm"},

@@ -8,7 +8,8 @@ from dna_deploy import lessons as module
 from dna_deploy.data import Images, Preprocessing, open_source
 from dna_deploy.errors import RunError, TeacherError
 from dna_deploy.lessons import KeptLessons, Lessons
-from dna_deploy.teacher import Teacher, cut, untrained
+from dna_deploy.networks import untrained
+from dna_deploy.teacher import Teacher, cut
 
 
 @pytest.fixture

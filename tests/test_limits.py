@@ -126,6 +126,21 @@ def test_three_limits_that_only_conflict_together(tiny):
     Problem(tiny, made[:2], allowed(tiny)).require_feasible()
 
 
+def test_two_sums_and_a_peak_that_only_conflict_together(tiny):
+    columns = np.array([[1, 1, 3], [1, 3, 1], [3, 1, 1], [9, 9, 9], [9, 9, 9], [9, 9, 9]], float)
+    costs = [[np.zeros(block.size) for block in tiny.blocks] for _ in range(3)]
+    for k, own in enumerate(costs):
+        own[1] = columns[:, k]
+    made = [
+        Limit("--one", 2.0, costs[0], str),
+        Limit("--other", 2.0, costs[1], str),
+        Limit("--peak", 2.0, costs[2], str, peak=True),
+    ]
+    with pytest.raises(NothingFits, match=r"fits all of --one 2\.0, --other 2\.0, --peak 2\.0, though any two of them"):
+        Problem(tiny, made, allowed(tiny)).require_feasible()
+    Problem(tiny, made[:2], allowed(tiny)).require_feasible()
+
+
 def test_sums_of_a_limit_are_the_networks(widths, networks):
     limit = limits.params(widths, 1e9)
     for choices, figure in networks:

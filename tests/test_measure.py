@@ -12,6 +12,21 @@ from dna_deploy.table import LatencyTable, Session, VisitRow, appending, header_
 from profilers import Model, find_device, find_profiler, measure
 
 
+@pytest.mark.parametrize("anchors", [[], ["conv(hw=8, cin=3, cout=4, kernel=1)"]])
+def test_networks_of_a_space_that_is_not_known_here_are_left_out(tiny, workdir, anchors):
+    device, arch = find_device("cpu"), sample(tiny, random.Random(0))
+    strange = "elsewhere(32, 10): only: conv3 ds3 | d1: k3e6"
+    header = header_of(device, find_profiler(device).environment(device), "")
+    with appending(workdir / "cpu.jsonl", header) as out:
+        out.add(Session("2026-01-01T00:00:00Z", 0, [strange, *anchors], {}))
+        for number in range(8):
+            for key in (strange, *anchors):
+                out.add(VisitRow(key, number, [3_000_000] * 4))
+    table = LatencyTable.load(workdir / "cpu.jsonl")
+    found = measure_whole(table, [Model(arch.key, onnx_of(arch.ops))], 3.0, seconds=1)
+    assert (found[arch.key].speed == 1.0) == (not anchors)  # a pointwise convolution of 8 by 8 does not take 3 ms
+
+
 def test_a_candidate_that_the_table_knows_is_measured_once(tiny, workdir, monkeypatch):
     device, arch = find_device("cpu"), sample(tiny, random.Random(0))
     header = header_of(device, find_profiler(device).environment(device), "")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dna_deploy.errors import RequestError, RunError
+from dna_deploy.errors import RequestError, RunError, TeacherError
 from dna_deploy.named import train_named
 from dna_deploy.original import Asked, from_model
 from dna_deploy.recipe import Training, recipe
@@ -37,6 +37,11 @@ def test_dna_a_from_scratch_with_the_published_recipe(stripes, tmp_path):
     assert from_model(shown).network is not None  # what dna-export --model dna_a --weights reads
     with pytest.raises(RunError, match=r"holds dna_a of .* choose another --run"):
         train_named("dna_b", stripes, None, 32, tmp_path / "run", how, amp=None)
+
+
+def test_a_network_of_a_fixed_input_size_is_refused_before_it_is_trained(stripes, tmp_path):
+    with pytest.raises(TeacherError, match=r"does not take images of 32 px \(Input height \(32\)"):
+        train_named("vit_tiny_patch16_224", stripes, None, 32, tmp_path / "run", recipe("scratch"), amp=None)
 
 
 def test_a_network_alone_has_nothing_to_inherit(stripes, tmp_path):

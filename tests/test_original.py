@@ -1,7 +1,9 @@
 """What is exported: any torch module or timm model, and what is answered where it cannot be."""
 
 import pickle
+from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -9,7 +11,8 @@ from PIL import Image
 
 from dna_deploy.data import Preprocessing
 from dna_deploy.errors import MachineError, RequestError
-from dna_deploy.original import RANDOM, Asked, from_model, synthetic
+from dna_deploy.networks import RANDOM
+from dna_deploy.original import Asked, from_model, synthetic
 from dna_deploy.verify import outputs, winners
 
 MODEL = """
@@ -52,6 +55,21 @@ def test_weights_are_taken_from_a_checkpoint_without_running_it(own, workdir):
     torch.save({"0.weight": torch.zeros(1)}, workdir / "other.pth")
     with pytest.raises(RequestError, match=r"not the weights of net.py"):
         from_model(Asked(own, weights=workdir / "other.pth", image_size=32))
+
+
+def test_a_file_that_can_teach_is_exported_with_its_own_figures(workdir):
+    own = str(Path(__file__).with_name("own_teacher.py"))  # MODEL(num_classes), MEAN and STD
+    original = from_model(Asked(own, data="digits", image_size=64))
+    assert original.contract.labels == tuple("0123456789")
+    assert original.contract.mean == (0.4, 0.5, 0.6) and original.contract.std == (0.2, 0.2, 0.2)
+    (zero,) = synthetic(64, Preprocessing((0,) * 3, (1,) * 3), seed=0).at([0])  # the same pixels without any figures
+    plain = from_model(Asked(own, labels=_names(workdir, 10), image_size=64)).test.at([0])[0]
+    np.testing.assert_allclose(plain, (zero - np.array([[[0.4]], [[0.5]], [[0.6]]])) / 0.2, atol=1e-5)
+
+
+def _names(folder, count):
+    (folder / "names.txt").write_text("".join(f"class {number}\n" for number in range(count)))
+    return folder / "names.txt"
 
 
 def test_weights_that_cannot_be_had_are_never_replaced_by_random_ones(workdir, monkeypatch):

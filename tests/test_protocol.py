@@ -62,6 +62,20 @@ def test_drift_is_seen_and_taken_out():
     assert summarize(spoilt[1:2], drift).latency_ms == pytest.approx(2.0, abs=1e-5)
 
 
+def test_an_anchor_of_one_session_does_not_hide_how_slow_that_session_was():
+    slow = dict.fromkeys(range(8), 1.0) | dict.fromkeys(range(8, 16), 1.3)
+    anchors = {"a": range(16), "b": range(8, 16), "c": range(8, 16)}  # b and c ran in the slow session only
+    visits = [Visit(key, round, (int(1e6 * slow[round]),)) for key, rounds in anchors.items() for round in rounds]
+    drift = drift_of_rounds(visits, list(anchors))
+    assert drift[8] / drift[0] == pytest.approx(1.3)
+
+
+def test_named_anchors_are_the_ones_revisited():
+    plan = Plan(same_anchors=("op7", "op8"))
+    visits = Counter(plan.order(KEYS, 0))
+    assert plan.anchor_keys(KEYS) == ("op7", "op8") and {key for key, count in visits.items() if count > 1} == {"op7", "op8"}
+
+
 def test_a_round_far_off_is_rejected_and_a_warm_up_is_found():
     steady = dict.fromkeys(range(12), 1.0)
     assert settled(steady) == set(range(12))

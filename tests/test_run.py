@@ -81,6 +81,20 @@ def test_the_newest_pick_is_found(workdir):
         find_pick("nope")
 
 
+def test_what_was_trained_is_kept_when_another_network_is_picked(workdir):
+    pick = open_run("r", ASKED).pick("cpu", 2.0)
+    pick.folder.mkdir()
+    pick.architecture.write_text("{}")
+    pick.set_aside()
+    assert pick.architecture.exists()  # nothing was trained of it
+    for number, file in enumerate((pick.weights, pick.training), 1):
+        pick.folder.mkdir(exist_ok=True)
+        file.write_text(f"training {number}")
+        pick.set_aside()
+        assert not pick.folder.exists()
+        assert (pick.run.folder / f"cpu-2ms.{number}" / file.name).read_text() == f"training {number}"
+
+
 @pytest.fixture
 def ratings(tiny):
     searched = [block for block in tiny.blocks if block.size > 1]

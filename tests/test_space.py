@@ -6,6 +6,7 @@ import pytest
 
 from dna_deploy.arch import Architecture, sample
 from dna_deploy.errors import RequestError
+from dna_deploy.ops.classifier import Classifier
 from dna_deploy.ops.conv import Conv
 from dna_deploy.ops.mbconv import MBConv
 from dna_deploy.plugins import find, names
@@ -68,6 +69,11 @@ def test_an_unsound_space_is_refused_in_one_line():
         Block("b1", (Cell("d2", ((MBConv(8, 8, 16, 3, 6),), (MBConv(8, 8, 16, 3, 6),))),))
     with pytest.raises(RequestError, match=r"b1 puts out \(16,\) channels, b2 takes \(8,\)"):
         SearchSpace("s", 8, 10, (Block.fixed("b1", MBConv(8, 8, 16, 3, 6)), Block.fixed("b2", MBConv(8, 8, 16, 3, 6))))
+    one, head = Block.fixed("b1", MBConv(8, 8, 8, 3, 6)), Block.fixed("head", Classifier(8, 8, 10))
+    with pytest.raises(RequestError, match="two blocks of one name: b1, b1, head"):
+        SearchSpace("s", 8, 10, (one, one, head))
+    with pytest.raises(RequestError, match=r"head puts out \(10,\) class scores, the data has 4 classes"):
+        SearchSpace("s", 8, 4, (one, head))
     with pytest.raises(RequestError, match="called the same"):
         Block("b1", (Cell("d1", ((Conv(8, 8, 8, 3), Conv(8, 8, 8, 3)),)),)).candidate("d1: conv3")
 

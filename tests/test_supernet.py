@@ -106,6 +106,15 @@ def test_a_batch_too_small_for_fair_paths_is_refused(tmp_path, supernet, teacher
         distill(supernet, Lessons(teacher, images), Distillation(epochs=1, batch=5, fair=True), tmp_path / "supernet.safetensors")
 
 
+def test_a_batch_that_does_not_divide_evenly_reaches_every_fair_path(tiny, teacher, supernet):
+    x = torch.randn(4, 3, 32, 32)
+    paths = [draw(part.piece.block, random.Random(0), fair=True) for part in supernet.pieces]
+    step(supernet, teacher.features(x), x, paths)
+    for part, drawn in zip(supernet.pieces, paths, strict=True):
+        for depth, op in [place for path in drawn for place in enumerate(part.piece.ops(path))]:
+            assert all(weight.grad is not None for weight in part.op(depth, op).parameters())
+
+
 def test_fair_paths_divide_the_batch(tiny, teacher, supernet):
     """The gradient is the mean over the paths, each on its own share of the images."""
     torch.manual_seed(0)

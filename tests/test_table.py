@@ -65,6 +65,31 @@ def test_the_estimate_is_the_protocols(path):
     assert table.next_round == 8
 
 
+def _sessions(path, *sessions):
+    """A session a tuple: the keys measured, the anchors it names, how slow the machine is; every key truly takes 1 ms."""
+    with appending(path) as out:
+        for number, (keys, anchors, slow) in enumerate(sessions):
+            out.add(Session("2026-01-01T00:00:00Z", 10 * number, anchors, {}))
+            for round in range(10):
+                for key in keys:
+                    out.add(VisitRow(key, 10 * number + round, [int(1e6 * slow)] * 4))
+
+
+def test_a_session_on_a_slower_machine_is_compared_by_the_first_ones_anchors(path):
+    _sessions(path, (["a", "b", "c"], ["a"], 1.0), (["a", "d", "e", "f"], ["d", "e", "f"], 1.3))
+    latencies = [found.latency_ms for found in LatencyTable.load(path).measurements.values()]
+    assert latencies == pytest.approx([latencies[0]] * 6, rel=1e-6)
+
+
+def test_a_session_without_any_of_these_anchors_is_refused_but_for_a_handful_of_visits(path):
+    _sessions(path, (["a", "b"], ["a"], 1.0), (["d"], ["d"], 1.3))
+    with pytest.raises(TableError, match=r"d was never measured in a session with the first one's anchors.*a table of their own"):
+        LatencyTable.load(path)
+    rows = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(rows[:-5]))  # killed after 5 rounds: no interval, so nobody takes it for measured
+    assert LatencyTable.load(path).measurements["d"].high_ms == math.inf
+
+
 def test_published_rows_survive_compacting(path):
     with appending(path) as out:
         out.add(Published("a", 2.5, 0.1, 100))

@@ -28,7 +28,8 @@ from dna_deploy.machine import this_machine
 from dna_deploy.plugins import find
 from dna_deploy.recipe import Training
 from dna_deploy.supernet import Supernet
-from dna_deploy.teacher import Teacher, cut, untrained
+from dna_deploy.networks import untrained
+from dna_deploy.teacher import Teacher, cut
 from dna_deploy.train import train
 
 out, accumulate = Path(sys.argv[1]), int(sys.argv[2])

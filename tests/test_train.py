@@ -187,6 +187,15 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(parts, tmp_path):
         torch.testing.assert_close(weight, found[1][name], rtol=1e-3, atol=1e-4, msg=name)
 
 
+def test_a_strided_1x1_convolution_of_the_image_does_not_end_the_process(parts, tmp_path):
+    """oneDNN's gradient of it in channels_last did: repvgg and mobileone begin so."""
+    images, _ = parts
+    net = nn.Sequential(nn.Conv2d(3, 48, 1, 2, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 10))
+    before = net[0].weight.clone()
+    train(net, images, HALF, Training(epochs=1, batch=32, learning_rate=1e-2), tmp_path / "c.safetensors", "")
+    assert not torch.equal(net[0].weight, before) and net[0].weight.isfinite().all()
+
+
 def test_a_loss_that_is_not_finite_stops(parts, tmp_path):
     with pytest.raises(MachineError, match="lower the learning rate"):
         train(network(), parts[0], HALF, Training(epochs=1, learning_rate=1e30), tmp_path / "x.safetensors", "training")

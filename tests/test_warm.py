@@ -79,6 +79,16 @@ def test_a_narrower_edge_keeps_the_channels_that_are_read_most():
     )
 
 
+@pytest.mark.parametrize("name", ["convnext_atto", "ghostnet_050"])
+def test_a_teacher_with_other_norms_starts_what_it_can(name):
+    supernet, _, edges = started(name)
+    for part in supernet.pieces:
+        into, target = edges[part.piece.block.name]
+        with torch.no_grad():
+            found = part(into, part.piece.block.candidates[0])
+        assert found.shape == target.shape and found.isfinite().all()
+
+
 def layer(cin, cout, kernel, expand, stride=1):
     return InvertedResidual(cin, cout, kernel, stride, exp_ratio=expand, act_layer=get_act_layer("relu6"))
 

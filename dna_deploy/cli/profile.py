@@ -8,8 +8,6 @@ import click
 
 from dna_deploy.cli._command import POSITIVE, Duration, command
 
-SHARE = click.FloatRange(min=0, max=1, min_open=True)
-
 
 @command(device="The device", space="What is measured", model="Instead of that")
 @click.option("--device", default="cpu", help="Device to measure, by name; --list shows them.")

@@ -93,7 +93,7 @@ if TYPE_CHECKING:
 @click.option(
     "--ray", "address", help="Train blocks as jobs on the Ray cluster at HOST:PORT; the run on storage all machines share."
 )
-@click.option("--seed", default=0, help="Of everything random.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="Of everything random.")
 def main(
     latencies: tuple[tuple[str | None, float], ...],
     device: str | None,
@@ -143,14 +143,16 @@ def main(
     from dna_deploy.limits import Wanted
     from dna_deploy.recipe import recipe
     from dna_deploy.run import Asked
-    from dna_deploy.search import dismiss, finish, join, meet, search
+    from dna_deploy.search import finish, join, search
     from dna_deploy.weigh import average, calibrate_run, other_run, replace_one_run
 
     if RANK > 0:  # torchrun started it beside the first
         join()
         return {}
     if WORLD > 1:
-        meet()
+        from dna_deploy.machine import dismiss, this_machine
+
+        this_machine()  # the first one waits here for those beside it
     asked = Asked(
         teacher=teacher,
         teacher_weights=str(teacher_weights) if teacher_weights else None,

@@ -19,7 +19,7 @@ from dna_deploy.cli._command import POSITIVE, command
 @click.option("--batch", type=POSITIVE, help="Images a step, with a learning rate to match; the recipe's if left out.")
 @click.option("--accumulate", type=POSITIVE, default=1, help="Work each batch in so many parts, to need less memory.")
 @click.option("--amp/--no-amp", default=None, help="Forward passes in bfloat16; on a GPU that has it if left out.")
-@click.option("--seed", default=0, help="Of everything random.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="Of everything random.")
 def main(
     network: str,
     recipe_name: str,
