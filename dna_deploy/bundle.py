@@ -11,7 +11,7 @@ example.py           checks the files, runs the golden images and says what they
 """
 
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,16 @@ from dna_deploy.errors import CheckFailed, RequestError, first_line
 from dna_deploy.exporters._exporter import Contract, Exporter, Options
 from dna_deploy.files import read_arrays, read_json, sha256, write_arrays, write_atomic, write_json, write_text
 from dna_deploy.graph import OPSET
+from dna_deploy.progress import say
 from profilers import Device, find_profiler
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Run = Callable[[Array], Array]
 
-SCHEMA = "dna-deploy/bundle/2"
+SCHEMA = "dna-deploy/bundle/3"
 PORTABLE = "model.onnx"
 VERIFICATION, LOGITS = ".verification.json", ".logits.npz"  # endings behind the name of the model they are about
+OWN = ("labels.json", "preprocessing.json", "preprocess.onnx", "golden.npz", "LICENCES.md", "example.py")
 GOLDEN = 8  # images
 # Largest difference of a golden logit on another machine, in units of the logits' spread. fp32 differs by the order of its
 # sums; int8 also by the instructions a processor has: without VNNI, products of two 8-bit numbers saturate in pairs.
@@ -72,6 +74,7 @@ class Packed:
     format: str
     options: Options
     tolerance: float
+    files: list[str]  # it, what it was made from and what says something of it
 
 
 @dataclass(frozen=True)
@@ -92,20 +95,21 @@ def write_bundle(
     folder: Path,
     name: str,
     contract: Contract,
-    model: Path,
+    made: Sequence[Path],
     exporter: Exporter,
     options: Options,
     images: Array,
     made_from: Mapping[str, str | int],
     licences: Mapping[str, str],
 ) -> Manifest:
-    """Complete `folder`, where the verified `model` lies beside model.onnx, into a bundle; other models in it stay.
+    """Complete `folder` into a bundle. `made` are the ONNX files of the chain, model.onnx beside them, and the verified model.
 
-    `images` are (N, 3, H, W) as the network takes them; the golden ones are their pixels.
+    Other models that are there stay, if they are of the same network. `images` are (N, 3, H, W) as the network takes them; the
+    golden ones are their pixels.
     """
     from importlib.metadata import version
 
-    portable = folder / PORTABLE
+    portable, model = folder / PORTABLE, made[-1]
     if len(contract.labels) != classes_of(portable):
         raise RequestError(
             f"{portable}: {classes_of(portable)} classes, {len(contract.labels)} labels; expected one label a class"
@@ -131,14 +135,15 @@ def write_bundle(
     right = run_onnx(portable)(prepared)
     models, answers = _earlier(folder, pixels, right)
     spread = float(right.std())
-    in_fp32 = replace(options, precision="fp32")
-    models[PORTABLE], answers[PORTABLE] = Packed("onnx", in_fp32, TOLERANCES["fp32"] * spread), right
-    if model.name != PORTABLE:
-        models[model.name] = Packed(exporter.name, options, TOLERANCES[options.precision] * spread)
-        answers[model.name] = exporter.load(model)(prepared)
+    in_fp32, known = replace(options, precision="fp32"), models[PORTABLE].files if PORTABLE in models else [PORTABLE]
+    models[PORTABLE], answers[PORTABLE] = Packed("onnx", in_fp32, TOLERANCES["fp32"] * spread, known), right
+    files = _belonging(made, exporter)
+    models[model.name] = Packed(exporter.name, options, TOLERANCES[options.precision] * spread, files)
+    answers[model.name] = right if model.name == PORTABLE else exporter.load(model)(prepared)
     write_arrays(folder / "golden.npz", {"images": pixels, **answers})
     write_text(folder / "LICENCES.md", "".join(f"## {part}\n\n{text}\n\n" for part, text in licences.items()))
     write_text(folder / "example.py", EXAMPLE)
+    listed = {*OWN, *(name for packed in models.values() for name in packed.files)}
     packages = {package: version(package) for package in ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")}
     shape = [3, contract.image_size, contract.image_size]
     manifest = Manifest(
@@ -151,13 +156,20 @@ def write_bundle(
         made_with=packages,
         made_on=find_profiler(Device("cpu", "host")).environment(Device("cpu", "host")),
         files={
-            str(file.relative_to(folder).as_posix()): File(sha256(file), file.stat().st_size)
-            for file in sorted(folder.rglob("*"))
-            if file.is_file() and file.name != "manifest.json" and not file.name.startswith(".")
+            name: File(sha256(folder / name), (folder / name).stat().st_size)
+            for name in sorted(listed)
+            if (folder / name).is_file()
         },
     )
     write_json(folder / "manifest.json", manifest)
     return manifest
+
+
+def _belonging(made: Sequence[Path], exporter: Exporter) -> list[str]:
+    """The model's file, what it was made from, and what lies beside it: under its name with an ending, or another suffix."""
+    model = made[-1]
+    beside = [*model.parent.glob(f"{model.name}.*"), *(model.with_suffix(suffix) for suffix in exporter.beside)]
+    return sorted({file.name for file in (*made, *beside) if file.is_file()})
 
 
 def _earlier(folder: Path, pixels: Array, right: Array) -> tuple[dict[str, Packed], dict[str, Array]]:
@@ -174,7 +186,9 @@ def _earlier(folder: Path, pixels: Array, right: Array) -> tuple[dict[str, Packe
         for name, packed in manifest.models.items()
         if same and name in golden and (folder / name).is_file() and sha256(folder / name) == manifest.files[name].sha256
     }
-    return dict(kept), {name: golden[name] for name in kept}
+    if stale := sorted({*manifest.models} - {*kept, PORTABLE}):
+        say(f"{folder}: {', '.join(stale)} left out of the bundle: made from another network, or changed since; export again")
+    return kept, {name: golden[name] for name in kept}
 
 
 def prefix_graph(contract: Contract) -> bytes:

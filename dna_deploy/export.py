@@ -32,6 +32,7 @@ SEARCHED = 8  # images that the search for the first wrong tensor runs on
 class Exported:
     path: Path
     verification: Verification
+    no_bundle: str | None = None  # why its folder is none, where it is not
 
 
 def export(
@@ -96,9 +97,8 @@ def export(
         last = there or links[-1]
         place = f"{last.file or path}: step {last.step}"
         raise CheckFailed(f"{place} is not the network it was made from: {'; '.join(failures(last))}")
-    if output is None and not_run is None:
-        _pack(original, exporter, options, path, made)
-    return Exported(path, verification)
+    no_bundle = "one file alone was asked for" if output else not_run or _pack(original, exporter, options, path, made)
+    return Exported(path, verification, no_bundle)
 
 
 def _first_bad(original: Original, exporter: Exporter, before: Step, step: Step) -> str:
@@ -129,8 +129,8 @@ def _report(pick: Pick) -> None:
         say(f"{pick.report} was not written: {error}")
 
 
-def _pack(original: Original, exporter: Exporter, options: Options, path: Path, made: list[Step]) -> None:
-    """The export folder becomes a bundle that can be checked anywhere."""
+def _pack(original: Original, exporter: Exporter, options: Options, path: Path, made: list[Step]) -> str | None:
+    """The export folder becomes a bundle that can be checked anywhere; returns why it does not, where it does not."""
     portable = path.with_name(PORTABLE)
     options = replace(options, opset=options.opset or exporter.opset)
     if all(step.path != portable for step in made):  # a format made from the module needs no ONNX file; a bundle does
@@ -138,12 +138,14 @@ def _pack(original: Original, exporter: Exporter, options: Options, path: Path, 
             find("exporters", "onnx").write(original.network, original.contract, portable, options)
         except DnaError as error:
             say(f"{path.parent} is no bundle: its portable ONNX file could not be written ({error})")
-            return
+            return f"its portable ONNX file could not be written ({error})"
     images = original.test.at(range(min(GOLDEN, original.test.count)))
+    files = [step.path for step in made if step.path and step.path.is_file()]
     write_bundle(
-        path.parent, original.name, original.contract, path, exporter, options, images, original.made_from, original.licences
+        path.parent, original.name, original.contract, files, exporter, options, images, original.made_from, original.licences
     )
     say(f"{path.parent} is a bundle: check it anywhere with dna-export --verify {path.parent}, or python example.py in it")
+    return None
 
 
 def _latency(exporter: Exporter, original: Original, made: list[Step]) -> Latency | None:

@@ -101,23 +101,23 @@ def read_arrays(path: Path) -> "dict[str, np.ndarray[Any, Any]]":
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """`write` fills a temporary file beside `path`, which then takes its place: a reader sees the old or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        with disk_errors(path):
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        try:
             write(temporary)
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 class disk_errors:
-    """Turn a full or read-only disk into one line that names the file; everything written before stays."""
+    """Turn a full disk, or a place that cannot be written, into one line that names the file; what was written before stays."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -130,7 +130,7 @@ class disk_errors:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         if full or (error is not None and "No space left on device" in str(error)):
             raise MachineError(f"{self.path}: the disk is full; free some space and run the same command again") from error
-        if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
+        if isinstance(error, OSError) and error.errno is not None:
             raise RequestError(f"{self.path}: cannot be written ({error.strerror}); choose another folder") from error
 
 

@@ -44,7 +44,7 @@ def made(tmp_path_factory):
     save_logits(folder / "model.onnx.logits.npz", labels, {"torch": logits, "onnx": logits})
     write_json(folder / "model.onnx.verification.json", {})
     licences = {"teacher": "Apache-2.0", "data": "CC BY 4.0"}
-    write_bundle(folder, "tiny", CONTRACT, model, exporter, Options(), x, {"run": "runs/try"}, licences)
+    write_bundle(folder, "tiny", CONTRACT, [model], exporter, Options(), x, {"run": "runs/try"}, licences)
     return folder
 
 
@@ -212,6 +212,35 @@ def test_an_unknown_op_is_named(bundle):
     assert "\n" not in str(refused.value)
 
 
+def test_an_export_of_another_network_leaves_out_what_is_there_of_the_first(workdir):
+    """A model of other weights, and its passing verification, would be shipped under the new network's name."""
+    net = "from torch import nn\nMODEL = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(196, 3))\n"
+    (workdir / "net.v2.py").write_text(net)
+    flags = ("--model", "net.v2.py", "--image-size", "16", "--zip")
+
+    def shipped():
+        with opened(workdir / "exports" / "net.v2.zip") as contents:
+            golden, left = check(contents)
+            assert (
+                not left and all(part.ok for part in golden) and set(contents.manifest.models) == {part.file for part in golden}
+            )
+            return set(contents.manifest.files)
+
+    def of(model):
+        return {f"{model}{ending}" for ending in ("", ".verification.json", ".logits.npz")}
+
+    assert asked(*flags, "--precision", "fp16")[0] == 0
+    own = {"labels.json", "preprocessing.json", "preprocess.onnx", "golden.npz", "LICENCES.md", "example.py"}
+    assert shipped() == own | {"model.onnx"} | of("model-fp16.onnx")
+    (workdir / "exports" / "net.v2" / "notes.txt").write_text("mine")
+    assert asked(*flags)[0] == 0
+    assert shipped() == own | of("model.onnx") | of("model-fp16.onnx")  # of the same network: kept, with what belongs to it
+    (workdir / "net.v2.py").write_text(net.replace("MODEL", "import torch\ntorch.manual_seed(1)\nMODEL"))
+    code, said = asked(*flags)
+    assert code == 0 and "model-fp16.onnx left out of the bundle: made from another network" in said
+    assert shipped() == own | of("model.onnx")
+
+
 def test_labels_of_another_network_are_refused(bundle):
     (bundle / "labels.json").write_text('["a", "b"]')
     again(bundle, "labels.json")
@@ -253,7 +282,7 @@ def test_labels_must_fit_when_it_is_written(made, tmp_path):
     few = Contract(32, (0.5,) * 3, (0.5,) * 3, ("a", "b"))
     images = np.zeros((2, 3, 32, 32), np.float32)
     with pytest.raises(RequestError, match="10 classes, 2 labels"):
-        write_bundle(tmp_path, "x", few, Path(model), find("exporters", "onnx"), Options(), images, {}, {})
+        write_bundle(tmp_path, "x", few, [Path(model)], find("exporters", "onnx"), Options(), images, {}, {})
 
 
 def test_a_graph_with_preprocessing_inside_takes_photographs(made):

@@ -12,8 +12,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from click.testing import CliRunner
 
 from dna_deploy.arch import sample
+from dna_deploy.cli.export import main
 from dna_deploy.errors import CannotRun, CheckFailed, MachineError, RequestError
 from dna_deploy.export import export
 from dna_deploy.exporters._exporter import Contract, Options
@@ -199,3 +201,18 @@ def test_an_export_that_was_not_run_is_never_called_verified(tmp_path):
     assert not found.verified and "cannot run here" in found.not_run and found.latency is None
     assert [(link.step, link.against) for link in found.links] == [("onnx", "torch"), ("simplified", "onnx")]
     assert found.ok
+
+
+@needs_package
+@without_gpu
+def test_what_was_not_run_is_no_bundle_and_no_zip(workdir):
+    (workdir / "net.py").write_text(
+        "from torch import nn\nMODEL = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(900, 3))\n"
+    )
+    flags = ["--model", "net.py", "--image-size", "32", "--format", "tensorrt", "--compute-capability", "8.6", "--zip"]
+    done = CliRunner().invoke(main, flags)
+    assert done.exit_code == 3 and "WRITTEN BUT NOT RUN" in done.output
+    last = done.output.splitlines()[-1]
+    assert last.startswith("error: --zip: exports/net/model.engine was written, but exports/net is no bundle: ")
+    assert "cannot run here" in last and (workdir / "exports" / "net" / "model.engine").is_file()
+    assert not list(workdir.rglob("*.zip")) and not list(workdir.rglob("manifest.json"))

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -69,6 +70,32 @@ def test_a_file_that_is_none_is_refused_in_one_line(tmp_path, name):
     with pytest.raises((RequestError, MachineError, CheckFailed)) as answer:
         exporter.load(path)
     assert "\n" not in str(answer.value)
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from torch import nn
+from dna_deploy.errors import MachineError
+from dna_deploy.exporters._exporter import Contract, Options
+from dna_deploy.plugins import find
+network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 100))
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # a larger file fails as on a full disk
+try:
+    contract = Contract(16, (0.5,) * 3, (0.5,) * 3, ("a",) * 100)
+    find("exporters", sys.argv[1]).write(network, contract, Path(sys.argv[2]), Options())
+except MachineError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("name", ["onnx", "torch"])
+def test_a_full_disk_is_one_line(tmp_path, name):
+    """In a process of its own: it may not survive a writer of another library."""
+    asked = [sys.executable, "-c", FULL, name, str(tmp_path / "model")]
+    done = subprocess.run(asked, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert done.returncode == 0 and "the disk is full" in done.stdout, done.stderr[-500:]
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_op_is_answered_with_the_nodes_name(exported):

@@ -1,6 +1,7 @@
 """Files: atomic, strict, and one line where the disk is full."""
 
 import errno
+import os
 from dataclasses import dataclass
 
 import pytest
@@ -50,6 +51,22 @@ def test_a_full_disk_told_by_another_library_counts_too(tmp_path):
 
     with pytest.raises(MachineError, match="disk is full"):
         write_atomic(tmp_path / "a", fail)
+
+
+@pytest.mark.parametrize("place", ["file/a.txt", "file/deep/a.txt", "folder", "/proc/1/dna/a.txt", f"{'x' * 300}/a.txt"])
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(RequestError, match=r"cannot be written \(.+\); choose another folder") as answer:
+        write_text(tmp_path / place, "x")
+    assert "\n" not in str(answer.value) and sorted(f.name for f in tmp_path.iterdir()) == ["file", "folder"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_a_folder_of_anothers_is_one_line(tmp_path):
+    tmp_path.chmod(0o555)
+    with pytest.raises(RequestError, match=r"cannot be written \(Permission denied\)"):
+        write_text(tmp_path / "exports" / "a.txt", "x")
 
 
 def test_sha256_of_a_known_text(tmp_path):

@@ -9,6 +9,7 @@ import click
 from dna_deploy.cli._command import POSITIVE, Latency, Share, command
 
 if TYPE_CHECKING:
+    from dna_deploy.export import Exported
     from dna_deploy.exporters._exporter import Options
     from dna_deploy.measure import Latency as Measured
     from dna_deploy.original import Original
@@ -111,12 +112,10 @@ def main(
         }
     original = _model(exporter, model, weights, data, data_root, image_size, labels) if model else _run(name)
     done = export(original, format_, options, limits, output, device)
-    if zipped:
-        from dna_deploy.bundle import write_zip
-
-        write_zip(done.path.parent, done.path.parent.with_suffix(".zip"))
     latency = done.verification.latency
     _show(original, options, done.path, done.verification)
+    if zipped:
+        _zip(done)
     if max_ms is not None:
         if latency is None or elsewhere(original, latency):
             where = original.picked.device if original.picked else "this machine"
@@ -148,6 +147,16 @@ def main(
         "device_top1_agreement": there.top1_agreement if there else None,
         "device_accuracy": there.accuracy_after if there else None,
     }
+
+
+def _zip(done: "Exported") -> None:
+    from dna_deploy.bundle import write_zip
+    from dna_deploy.errors import CannotRun
+
+    folder = done.path.parent
+    if done.no_bundle is not None:
+        raise CannotRun(f"--zip: {done.path} was written, but {folder} is no bundle: {done.no_bundle}")
+    write_zip(folder, folder.with_name(f"{folder.name}.zip"))  # not with_suffix: a name may have a dot in it
 
 
 def _run(name: str | None) -> "Original":

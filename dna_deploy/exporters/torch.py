@@ -1,6 +1,7 @@
 """torch: a program saved by torch.export (.pt2), for where torch itself is deployed. Weights and graph, no code of the user's."""
 
 import copy
+import io
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 def write(network: "nn.Module", contract: Contract, path: Path, options: Options) -> None:
     import torch
 
-    program = captured(network, contract, most=4096)
-    write_atomic(path, lambda temporary: torch.export.save(program, temporary, extra_files=dict(contract.metadata)))
+    program, saved = captured(network, contract, most=4096), io.BytesIO()
+    torch.export.save(program, saved, extra_files=dict(contract.metadata))  # not to a file: a full disk would abort the process
+    write_atomic(path, lambda temporary: temporary.write_bytes(saved.getbuffer()))
 
 
 def captured(network: "nn.Module", contract: Contract, most: int) -> "torch.export.ExportedProgram":
