@@ -96,11 +96,22 @@ def load_split(path: Path, source: Source) -> Split:
     return found
 
 
+@dataclass(frozen=True)
+class Framing:
+    """What is seen of an image, in timm's words: its shorter side is scaled to size / crop_pct, and the centre cut out."""
+
+    crop_pct: float = 1.0
+    interpolation: str = "bicubic"
+
+    def shorter_side(self, size: int) -> int:
+        return math.floor(size / self.crop_pct)
+
+
 class Images:
     """Some images of a source at one size, as uint8 batches (N, 3, size, size); decoded once where memory allows."""
 
-    def __init__(self, source: Source, indices: Sequence[int], size: int) -> None:
-        self.source, self.indices, self.size = source, list(indices), size
+    def __init__(self, source: Source, indices: Sequence[int], size: int, framing: Framing = Framing()) -> None:
+        self.source, self.indices, self.size, self.framing = source, list(indices), size, framing
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -160,15 +171,15 @@ class Images:
             raise DataError(f"{name}: {error}; convert or remove it") from error
 
     def _decode(self, index: int) -> "np.ndarray[Any, Any]":
-        """One image: RGB, the shorter side scaled to `size`, the centre cut out; uint8 (3, size, size)."""
+        """One image as it is framed: RGB, uint8 (3, size, size)."""
         import numpy as np
         from PIL import Image
 
         image = self._open(index)
-        scale = self.size / min(image.size)
-        width, height = (max(self.size, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = (width - self.size) // 2, (height - self.size) // 2
+        shorter = self.framing.shorter_side(self.size)
+        width, height = (side * shorter // min(image.size) for side in image.size)  # rounded as torchvision does, here and below
+        image = image.resize((width, height), Image.Resampling[self.framing.interpolation.upper()])
+        left, top = (round((side - self.size) / 2) for side in (width, height))
         image = image.crop((left, top, left + self.size, top + self.size))
         pixels: np.ndarray[Any, Any] = np.asarray(image).transpose(2, 0, 1)
         return pixels
