@@ -82,7 +82,12 @@ def test_pinning_is_done_and_undone():
     assert os.sched_getaffinity(0) == {int(core)}
     visits.close()
     assert os.sched_getaffinity(0) == before
-    for cores, says in (("4000", "usable"), ("big", "expected numbers")):
+    for cores, says in (
+        ("4000", "usable"),
+        ("big", "expected numbers"),
+        ("3-0", "expected numbers"),
+        ("0,3-1", "expected numbers"),
+    ):
         with pytest.raises(DeviceUnavailable, match=says):
             next(HOST.visits(Device("cpu", "host", cores=cores), [], Plan()))
 
