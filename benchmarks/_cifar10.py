@@ -60,6 +60,7 @@ TEACHERS = {
     "lite0-64px": Known(_lite0, 64, ("blocks.1.1", "blocks.2.1", "blocks.4.2")),
     "lite0-64px-longer": Known(_lite0, 64, ("blocks.1.1", "blocks.2.1", "blocks.4.2"), _further(8, 1e-3)),
     "lite0-128px": Known(_lite0, 128, ("blocks.2.1", "blocks.4.2", "blocks.6.0"), _further(8, 1e-3)),
+    "regnetx-64px": Known(lambda: untrained("regnetx_002", 10), 64, ("s1.b1", "s2.b1", "s3.b4"), _further(10, 2e-3)),
     "resnet18-32px": Known(_resnet18, 32, ("layer2.1", "layer3.1", "layer4.1"), _further(20, 2e-3)),
 }
 
