@@ -1,6 +1,7 @@
 """A trained network, by timm's name or from a file of the user's: opened with its weights, and what it expects of its images."""
 
 import argparse
+import difflib
 import importlib.util
 import inspect
 import re
@@ -78,7 +79,7 @@ def _timm(name: str, weights: Path | None, advice: str, largest_bytes: int | Non
     import dna_deploy.zoo  # noqa: F401  makes the published networks known to timm
 
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:3] or timm.list_models(f"*{name.split('_')[-1]}*")[:3]
+        near = difflib.get_close_matches(name, timm.list_models(), 3)
         raise RequestError(
             f"{name}: timm has no model of that name{'; near: ' + ', '.join(near) if near else ''}; "
             "expected one of timm's, or a path ending in .py"
