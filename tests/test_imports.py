@@ -11,13 +11,13 @@ ROOT = Path(__file__).parent.parent
 
 ROWS = [  # design.md, from the bottom up; a module may import from rows below its own
     {"errors", "torchrun"},
-    {"files", "plugins", "progress", "machine"},
+    {"files", "plugins", "progress", "machine", "session"},
     {"recipe"},
     {"ops"},
     {"graph", "space"},
     {"layers"},
     {"arch", "spaces", "ratings", "pick", "costs", "footprint", "confirm"},
-    {"milp", "pins", "zoo"},
+    {"milp", "pins", "scores", "zoo"},
     {"limits", "table", "regressor", "exporters", "subgraph"},
     {"transfer", "reference"},
     {"predictor", "measure", "data", "placement", "rounding"},
