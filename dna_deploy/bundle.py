@@ -120,7 +120,7 @@ def write_bundle(
         folder / "preprocessing.json",
         {
             "size": contract.image_size,
-            "resize": "shorter side to the size, bicubic",
+            "resize": contract.resize,
             "crop": "centre",
             "colour": "RGB",
             "input": "float32 (batch, 3, size, size): (pixel / 255 - mean) / std",

@@ -96,11 +96,22 @@ def load_split(path: Path, source: Source) -> Split:
     return found
 
 
+@dataclass(frozen=True)
+class Framing:
+    """What is seen of an image, in timm's words: its shorter side is scaled to size / crop_pct, and the centre cut out."""
+
+    crop_pct: float = 1.0
+    interpolation: str = "bicubic"
+
+    def shorter_side(self, size: int) -> int:
+        return math.floor(size / self.crop_pct)
+
+
 class Images:
     """Some images of a source at one size, as uint8 batches (N, 3, size, size); decoded once where memory allows."""
 
-    def __init__(self, source: Source, indices: Sequence[int], size: int) -> None:
-        self.source, self.indices, self.size = source, list(indices), size
+    def __init__(self, source: Source, indices: Sequence[int], size: int, framing: Framing = Framing()) -> None:
+        self.source, self.indices, self.size, self.framing = source, list(indices), size, framing
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -150,23 +161,40 @@ class Images:
 
     def _open(self, index: int) -> Any:
         try:
-            return self.source.open(index).convert("RGB")
+            image = self.source.open(index)
         except OSError as error:  # PIL's errors descend from it
             raise DataError(f"{error or 'an image cannot be read'}; remove or replace the file") from error
+        try:
+            return _rgb(image)
+        except (OSError, ValueError) as error:
+            name = getattr(image, "filename", "") or f"image {index} of {self.source.name}"
+            raise DataError(f"{name}: {error}; convert or remove it") from error
 
     def _decode(self, index: int) -> "np.ndarray[Any, Any]":
-        """One image: RGB, the shorter side scaled to `size`, the centre cut out; uint8 (3, size, size)."""
+        """One image as it is framed: RGB, uint8 (3, size, size)."""
         import numpy as np
         from PIL import Image
 
         image = self._open(index)
-        scale = self.size / min(image.size)
-        width, height = (max(self.size, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = (width - self.size) // 2, (height - self.size) // 2
+        shorter = self.framing.shorter_side(self.size)
+        width, height = (side * shorter // min(image.size) for side in image.size)  # rounded as torchvision does, here and below
+        image = image.resize((width, height), Image.Resampling[self.framing.interpolation.upper()])
+        left, top = (round((side - self.size) / 2) for side in (width, height))
         image = image.crop((left, top, left + self.size, top + self.size))
         pixels: np.ndarray[Any, Any] = np.asarray(image).transpose(2, 0, 1)
         return pixels
+
+
+def _rgb(image: Any) -> Any:
+    """8 bits a channel. Pillow's own conversion cuts 16 bits off at 255, which is white, and makes floats of 0..1 black."""
+    import numpy as np
+    from PIL import Image
+
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode}, which may be of any range; expected 8 or 16 bits a channel")
+    return image.convert("RGB")
 
 
 def _stack(arrays: "list[np.ndarray[Any, Any]]") -> "np.ndarray[Any, Any]":
@@ -306,7 +334,7 @@ def _folder(root: Path) -> Source:
             image = Image.open(files[index])
             image.load()
             return image
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise OSError(f"{files[index]}: not a readable image ({type(error).__name__})") from error
 
     return Source(str(root), tuple(classes), tuple(labels), open_file, frozenset(fixed))

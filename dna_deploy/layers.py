@@ -47,26 +47,19 @@ class _Layer:
     gate: str = ""  # what its output is multiplied into something through
 
 
-def fixed(content: bytes, image_size: int) -> "onnx.ModelProto":
-    """The model with batch 1, and with sides of `image_size` where the file leaves them open."""
+def fixed(model: "onnx.ModelProto", image_size: int) -> "onnx.ModelProto":
+    """The model with batch 1, and with sides of `image_size` where it leaves them open; the one given is changed."""
     import onnx
-    from google.protobuf.message import DecodeError
 
-    try:
-        model = onnx.load_from_string(content)
-    except DecodeError:
-        raise RequestError("not an ONNX file: it cannot be parsed") from None
     weights = {weight.name for weight in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
-    for value in inputs:
-        dims = value.type.tensor_type.shape.dim
-        if len(inputs) != 1 or len(dims) != 4:
-            raise RequestError(
-                f"its inputs are {', '.join(v.name for v in inputs)}; expected one of (batch, channels, height, width)"
-            )
-        for place, size in ((0, 1), (2, image_size), (3, image_size)):
-            if dims[place].dim_value < 1 or place == 0:
-                dims[place].dim_value = size
+    if len(inputs) != 1 or len(inputs[0].type.tensor_type.shape.dim) != 4:
+        names = ", ".join(value.name for value in inputs) or "none"
+        raise RequestError(f"its inputs are {names}; expected one of (batch, channels, height, width)")
+    dims = inputs[0].type.tensor_type.shape.dim
+    for place, size in ((0, 1), (2, image_size), (3, image_size)):
+        if dims[place].dim_value < 1 or place == 0:
+            dims[place].dim_value = size
     del model.graph.value_info[:]
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dna_deploy.arch import Architecture
+from dna_deploy.files import parse as parse_fields
 from dna_deploy.graph import onnx_of
 from dna_deploy.ops import Op, parse
 from dna_deploy.progress import bar, say
@@ -55,7 +56,7 @@ def device_of(table: LatencyTable) -> Device | None:
     """The device a table was measured on, where it can be measured from here; None for published tables."""
     if table.published or table.header.target not in registry():
         return None
-    return Device(**table.header.device)  # type: ignore[arg-type]
+    return parse_fields(Device, table.header.device, f"{table.path}, line 1: device")
 
 
 def measure_whole(

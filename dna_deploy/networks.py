@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dna_deploy.data import Preprocessing
+from dna_deploy.data import Framing, Preprocessing
 from dna_deploy.errors import DnaError, MachineError, RequestError, first_line
 from dna_deploy.files import parse
 from dna_deploy.plugins import blamed, load
@@ -33,6 +33,7 @@ class Network:
     module: "nn.Module"
     preprocessing: Preprocessing
     image_size: int  # of the images it was made for
+    framing: Framing
     weights: str  # where they come from: a file's name, "packaged", "timm", "random", "as MODEL returns them"
     trained: bool
 
@@ -96,8 +97,11 @@ def _timm(name: str, weights: Path | None, advice: str, largest_bytes: int | Non
     else:
         module, origin = _downloaded(name, advice), "timm"
     config = resolve_model_data_config(module)
+    if config["crop_mode"] != "center":
+        say(f"{name}: timm's crop mode for it is {config['crop_mode']}; here the shorter side is scaled and the centre cut out")
+    framing = Framing(min(config["crop_pct"], 1.0), config["interpolation"])
     preprocessing = Preprocessing(tuple(config["mean"]), tuple(config["std"]))
-    return Network(module.eval(), preprocessing, config["input_size"][-1], origin, origin != "random")
+    return Network(module.eval(), preprocessing, config["input_size"][-1], framing, origin, origin != "random")
 
 
 def _downloaded(name: str, advice: str) -> "nn.Module":
@@ -131,7 +135,7 @@ def _own(name: str, weights: Path | None, classes: int | None, largest_bytes: in
         _fill(module, read_weights(weights), weights, name)
     trained = weights is not None or isinstance(defined.MODEL, torch.nn.Module)
     origin = weights.name if weights else "as MODEL returns them"
-    return Network(module.eval(), _stated(name, defined), 224, origin, trained)
+    return Network(module.eval(), _stated(name, defined), 224, Framing(), origin, trained)
 
 
 def _made(file: Path, classes: int | None) -> "tuple[nn.Module, Any]":

@@ -12,7 +12,7 @@ from dna_deploy.data import Images, Preprocessing, Source, load_split, open_sour
 from dna_deploy.errors import RequestError, RunError, first_line
 from dna_deploy.exporters._exporter import Contract
 from dna_deploy.files import read_json
-from dna_deploy.networks import PACKAGED, open_network
+from dna_deploy.networks import PACKAGED, Network, open_network
 from dna_deploy.ops import Op
 from dna_deploy.plugins import find
 from dna_deploy.progress import say
@@ -130,12 +130,20 @@ def from_model(asked: Asked, largest_bytes: int | None = None) -> Original:
     names = _labels(asked, classes, given)
     if network.weights == "random":
         say(f"{asked.model}: its weights are RANDOM: the chain can be proved, the file is of no use")
-    test, held_out = _parts(source, size, classes, network.preprocessing)
+    test, held_out = _parts(source, size, classes, network)
     name = Path(asked.model).stem if asked.model.endswith(".py") else asked.model
     return Original(
         name=name,
         network=network.module,
-        contract=Contract(size, network.preprocessing.mean, network.preprocessing.std, names, network.weights),
+        contract=Contract(
+            image_size=size,
+            mean=network.preprocessing.mean,
+            std=network.preprocessing.std,
+            labels=names,
+            weights=network.weights,
+            shorter_side=network.framing.shorter_side(size),
+            interpolation=network.framing.interpolation,
+        ),
         test=test,
         held_out=held_out,
         folder=EXPORTS / (name if network.weights != "random" else f"{name}-untrained"),
@@ -184,13 +192,13 @@ def _labels(asked: Asked, classes: int, given: tuple[str, ...]) -> tuple[str, ..
     return tuple(map(str, range(classes)))
 
 
-def _parts(source: Source | None, size: int, classes: int, preprocessing: Preprocessing) -> tuple[Inputs, Inputs]:
+def _parts(source: Source | None, size: int, classes: int, network: Network) -> tuple[Inputs, Inputs]:
     if source is None:
         say(f"no --data: checked on {SYNTHETIC} synthetic images, always the same; they say nothing of its accuracy")
-        return synthetic(size, preprocessing, seed=0), synthetic(size, preprocessing, seed=1)
+        return synthetic(size, network.preprocessing, seed=0), synthetic(size, network.preprocessing, seed=1)
     parts = split(source)
     test, held_out = (
-        inputs_of(Images(source, part, size), preprocessing, f"{name} images of {source.name}")
+        inputs_of(Images(source, part, size, network.framing), network.preprocessing, f"{name} images of {source.name}")
         for name, part in (("test", parts.test), ("held-out", parts.held_out))
     )
     if _tells_apart(classes, source.classes):

@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dna_deploy.errors import RequestError
+from dna_deploy.errors import RequestError, first_line
 from dna_deploy.layers import Layers, fixed, layers_of
 from dna_deploy.measure import device_of, measure_whole
 from dna_deploy.predictor import Account, Predicted, open_predictor
 from dna_deploy.table import LatencyTable
 from profilers import Device, Measurement, Model, Plan, Stop, find_profiler, measure, summarize
+
+if TYPE_CHECKING:
+    import onnx
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,14 @@ def judge(
     extrapolate: bool = False,
 ) -> Judged:
     """`device` measures the file where there is no table; with a table, the device it was taken on does."""
-    if not file.is_file():
-        raise RequestError(f"--model {file}: no such file; expected an ONNX model")
+    from google.protobuf.message import EncodeError
+
     try:
-        model = fixed(file.read_bytes(), image_size)
+        model = fixed(_read(file), image_size)
     except RequestError as error:
         raise RequestError(f"--model {file}: {error}") from None
+    except EncodeError:  # protobuf's own limit
+        raise RequestError(f"--model {file}: above 2 GB with its weights; what is sent to a device is one file of less") from None
     layers, asked = layers_of(model), Model(file.name, model.SerializeToString())
     if table is None:
         assert device is not None
@@ -66,6 +72,22 @@ def judge(
     taken = found[asked.key] if found else None
     measured, speed = (taken.measurement, taken.speed) if taken else (None, None)
     return Judged(layers, account, predicted, predictor.correction.networks, measured, speed)
+
+
+def _read(file: Path) -> "onnx.ModelProto":
+    """With its weights, which may lie in files beside it."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(file)
+    except FileNotFoundError:
+        raise RequestError("no such file; expected an ONNX model") from None
+    except (DecodeError, OSError):
+        raise RequestError("not an ONNX file: it cannot be parsed") from None
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise RequestError(f"its weights cannot be read ({first_line(error)}); expected them in the files it names") from None
+    return model
 
 
 def _middle(table: LatencyTable) -> float:

@@ -49,7 +49,7 @@ def knows(folder: str, name: str) -> bool:
 
 
 def load(file: Path, attribute: str) -> Any:
-    """The module of a user's own file, which has to define `attribute`; it may import files beside it, as a script may."""
+    """The module of a user's own file, which has to define `attribute`; it may import files beside it."""
     if not file.is_file():
         raise RequestError(f"{file}: no such file; expected a Python file that defines {attribute}")
     spec = importlib.util.spec_from_file_location(f"own_{file.stem}", file)
@@ -57,7 +57,7 @@ def load(file: Path, attribute: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[module.__name__] = module  # dataclasses look for their module there; `own_`: net.py is not `import net`
     if (folder := str(file.parent.resolve())) not in sys.path:
-        sys.path.insert(0, folder)
+        sys.path.append(folder)  # behind all others: an exporter tensorrt.py of the user's does not hide the package
     with blamed(file):
         spec.loader.exec_module(module)
     if not hasattr(module, attribute):

@@ -224,10 +224,12 @@ def appending(path: Path, header: Header | None = None) -> Iterator["Appender"]:
     except OSError as error:
         raise TableError(f"{path}: cannot be written ({error.strerror}); give another --table") from None
     try:
-        if header is not None and not path.exists():
-            create(path, header)
-        _drop_cut_line(path)
-        with path.open("ab", buffering=0) as file:
+        with disk_errors(path):
+            if header is not None and not path.exists():
+                create(path, header)
+            _drop_cut_line(path)
+            file = path.open("ab", buffering=0)
+        with file:
             yield Appender(path, file)
     finally:
         lock.release()

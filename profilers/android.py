@@ -18,6 +18,7 @@ class AndroidProfiler(RemoteProfiler):
     """A device's `address` is its serial or model."""
 
     def connect(self, device: Device) -> Session:
+        device.refuse("precision")
         if device.mode not in MODES:
             raise UnknownDevice(
                 f"device {device.name}: mode {device.mode!r}; expected fixed (Android's fixed-performance mode) or none"

@@ -31,6 +31,16 @@ class Device:
         if self.threads < 1 or self.batch < 1:
             raise UnknownDevice(f"device {self.name}: threads and batch must be at least 1")
 
+    def refuse(self, *settings: str) -> None:
+        """Settings that change nothing on this kind of device: what was measured would bear the name of what was asked."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in settings and value != field.default:
+                raise UnknownDevice(
+                    f"device {self.name}: {field.name} = {value!r} changes nothing on a device of kind {self.kind}; leave it "
+                    "out, or choose another device"
+                )
+
 
 def registry() -> dict[str, Device]:
     """Every device we can measure, by name: those shipped, then the user's own from ./devices.toml."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from profilers.device import Device
-from profilers.errors import DeviceUnavailable, ModelRejected
+from profilers.errors import DeviceUnavailable, ModelRejected, UnknownDevice
 from profilers.protocol import Model, Plan, Visit
 
 log = logging.getLogger(__name__)
@@ -106,9 +106,12 @@ def sample(run: Callable[[], object], plan: Plan) -> tuple[int, ...]:
 
 def _require(device: Device) -> None:
     """Refuse what would be run on the CPU in fp32 all the same, and called something else."""
+    device.refuse("address", "mode")
     asked = (device.runtime, device.provider, device.precision)
     if asked != ("onnxruntime", "cpu", "fp32"):
         raise DeviceUnavailable(f"device {device.name}: {' '.join(asked)} cannot be measured here; expected onnxruntime cpu fp32")
+    with _pinned(device.cores):  # cores that are not there are refused before a session begins
+        pass
 
 
 def _session(device: Device, model: Model) -> Any:
@@ -169,9 +172,12 @@ def _core_list(text: str) -> set[int]:
     try:
         for part in text.split(","):
             first, _, last = part.partition("-")
-            cores.update(range(int(first), int(last or first) + 1))
+            span = range(int(first), int(last or first) + 1)
+            if not span:
+                raise ValueError("ends before it begins")
+            cores.update(span)
     except ValueError:
-        raise DeviceUnavailable(f"cores {text!r}: expected numbers such as 0, 0-3 or 0,2") from None
+        raise UnknownDevice(f"cores {text!r}: expected numbers such as 0, 0-3 or 0,2") from None
     return cores
 
 

@@ -39,6 +39,7 @@ class SshProfiler(RemoteProfiler):
     """A device's `address` is what ssh is given: [USER@]HOST, or a name of ~/.ssh/config."""
 
     def connect(self, device: Device) -> Session:
+        device.refuse("precision", "mode")
         if not device.address or not _ADDRESS.match(device.address):
             raise UnknownDevice(f"device {device.name}: no address to reach it; give --address USER@HOST")
         link = Ssh(device.address, self.patience_s)

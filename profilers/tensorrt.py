@@ -83,6 +83,7 @@ def sample(timed: Timed, plan: Plan) -> tuple[int, ...]:
 
 def _require(device: Device) -> None:
     """Refuse what is not measured here, and a GPU that cannot be used."""
+    device.refuse("threads", "cores", "address")
     asked = (device.provider, device.runtime, device.precision)
     if asked != ("gpu", "tensorrt", "fp32") or device.mode not in MODES:
         raise DeviceUnavailable(

@@ -122,6 +122,32 @@ def test_an_unreadable_image_is_named(folder):
         Images(source, range(20), size=8).batch([0])
 
 
+@pytest.mark.parametrize(("suffix", "order"), [("png", "<u2"), ("tif", "<u2"), ("tif", ">u2"), ("pgm", "<u2")])
+def test_16_bits_become_8(tmp_path, suffix, order):
+    pixels = np.full((8, 8), 257, order)  # of 65535, as 1 is of 255
+    pixels[:, 4:] = 65535
+    pixels[0, 0] = 257 * 128
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / f"1.{suffix}")
+    batch = Images(open_source(str(tmp_path)), [0], size=8).batch([0])[0]
+    assert batch[:, 7, 0].tolist() == [1] * 3 and batch[:, 7, 7].tolist() == [255] * 3 and batch[:, 0, 0].tolist() == [128] * 3
+
+
+@pytest.mark.parametrize("kind", ["f4", "i4"])
+def test_pixels_of_unknown_range_are_refused(folder, kind):
+    Image.fromarray(np.zeros((8, 8), kind)).save(folder / "red" / "3.tif")
+    (folder / "red" / "3.png").unlink()
+    with pytest.raises(DataError, match=rf"red/3\.tif: pixels of mode {kind[0].upper()}, .*; expected 8 or 16 bits a channel"):
+        Images(open_source(str(folder)), range(20), size=8).batch([0])
+
+
+def test_an_image_too_large_to_decode_is_named(folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 12 * 8 // 2 - 1)  # twice this is Pillow's limit
+    with pytest.raises(DataError, match=r"blue/0\.png: not a readable image \(DecompressionBombError\)"):
+        Images(open_source(str(folder)), range(20), size=8).batch([0])
+
+
 def test_what_memory_does_not_hold_is_decoded_ahead_and_in_order(folder, monkeypatch):
     source, opened = open_source(str(folder)), set()
     at_once = Images(source, range(20), size=8).batch(range(20))

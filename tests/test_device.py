@@ -41,3 +41,23 @@ def test_unknown_names_say_what_there_is(workdir):
         find_device("toaster")
     with pytest.raises(UnknownDevice, match="host"):
         find_profiler(Device("x", "toaster"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("host", {"address": "pi@raspberry"}),
+        ("host", {"mode": "fixed"}),
+        ("tensorrt", {"threads": 4}),
+        ("tensorrt", {"cores": "0"}),
+        ("tensorrt", {"address": "1"}),
+        ("android", {"precision": "fp16"}),
+        ("ssh", {"precision": "fp16", "address": "pi@raspberry"}),
+        ("ssh", {"mode": "fixed", "address": "pi@raspberry"}),
+    ],
+)
+def test_a_setting_that_changes_nothing_is_refused(kind, settings):
+    device = Device("mine", kind, **settings)
+    name, value = next(iter(settings.items()))
+    with pytest.raises(UnknownDevice, match=f"device mine: {name} = {value!r} changes nothing on a device of kind {kind}; leave"):
+        find_profiler(device).environment(device)

@@ -26,7 +26,7 @@ from dna_deploy.original import Original
 from dna_deploy.plugins import find
 from dna_deploy.precision import lower
 from dna_deploy.verify import Inputs, Verification
-from profilers import ModelUnsupported, UnknownDevice
+from profilers import DeviceUnavailable, ModelUnsupported, UnknownDevice
 from profilers._tensorrt import package, probes
 from profilers._tensorrt.session import find_gpu
 from tests.conftest import TINY
@@ -169,9 +169,19 @@ def test_what_tensorrt_cannot_run_is_named_and_leaves_nothing(made, tmp_path):
 def test_a_missing_package_is_answered_with_the_install_line(monkeypatch, tmp_path):
     for name in ("tensorrt", "tensorrt_rtx_bindings"):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setattr(package, "load", package.load.__wrapped__)
+    monkeypatch.setattr(probes, "load", package.load.__wrapped__)
     with pytest.raises(MachineError, match="pip install"):
         write(tmp_path / "model.onnx", CONTRACT, tmp_path / "model.engine", AHEAD)
+
+
+@needs_package
+def test_a_builder_that_does_not_build_is_refused_before_anything_is_run(monkeypatch):
+    def broken(*asked, **flags):
+        raise DeviceUnavailable("no builder: the driver is too old")
+
+    monkeypatch.setattr(probes, "build", broken)
+    with pytest.raises(MachineError, match="cannot build here: no builder: the driver is too old"):
+        EXPORTER.check(AHEAD)
 
 
 @needs_package

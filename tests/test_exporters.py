@@ -2,14 +2,17 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from torch import nn
 
 from dna_deploy.arch import sample
 from dna_deploy.errors import CheckFailed, MachineError, RequestError
@@ -21,14 +24,20 @@ from dna_deploy.plugins import find, names
 CONTRACT = Contract(32, (0.5, 0.4, 0.3), (0.5, 0.6, 0.7), tuple("abcdefghij"))
 
 
+def _scripted():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls it deprecated; users have such files all the same
+        return torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)))
+
+
 @pytest.fixture
 def network(tiny):
     torch.manual_seed(0)
     network = sample(tiny, random.Random(0)).module()
     for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
-            torch.nn.init.normal_(module.running_mean)
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.normal_(module.running_mean)
     return network.eval()
 
 
@@ -130,6 +139,39 @@ def test_exporting_twice_gives_the_same_bytes(network, exported, tmp_path):
     assert again.read_bytes() == exported.read_bytes()
 
 
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 10)
+
+    def forward(self, x):
+        x = x.mean((2, 3))
+        if x.sum() > 0:
+            x = 2 * x
+        return self.fc(x)
+
+
+class Looping(Branching):
+    def forward(self, x):
+        return self.fc(torch.stack([x[place].mean((1, 2)) for place in range(int(x.shape[0]))]))
+
+
+@pytest.mark.parametrize("name", ["onnx", "torch"])
+@pytest.mark.parametrize(
+    ("network", "says"),
+    [
+        (Branching(), rf"at {re.escape(__file__)}, line \d+: Could not guard on data-dependent expression"),
+        (Looping(), "of 2 images only|your code specialized it to be a constant \\(2\\)"),
+        (_scripted(), "Exporting a ScriptModule is not supported"),
+    ],
+    ids=["branches on values", "for one batch size", "ScriptModule"],
+)
+def test_a_network_that_cannot_be_captured_is_answered_in_one_line(tmp_path, capfd, name, network, says):
+    with pytest.raises(RequestError, match=says) as answer:
+        find("exporters", name).write(network.eval(), CONTRACT, tmp_path / "model", Options())
+    assert "\n" not in str(answer.value) and capfd.readouterr() == ("", "") and not list(tmp_path.iterdir())
+
+
 def test_the_network_is_left_as_it_was(network, tmp_path):
     before = {name: value.clone() for name, value in network.state_dict().items()}
     find("exporters", "onnx").write(network.train(), CONTRACT, tmp_path / "m.onnx", Options())
@@ -155,3 +197,15 @@ def test_what_must_not_be_exported_is_refused(exported):
         check(telling, exported, OPSET)
     clean(telling)
     check(telling, exported, OPSET)
+
+
+def test_a_folder_is_not_found_among_the_values_of_weights(exported, monkeypatch):
+    model = onnx.load(exported)
+    monkeypatch.setattr(Path, "cwd", lambda: Path("/w"))
+    check(model, exported, OPSET)
+    weights = np.frombuffer(b"/w" * 64, np.float32)  # as 32 MB of random bytes hold it hundreds of times
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weights, "weights"))
+    check(model, exported, OPSET)
+    model.graph.node[0].doc_string = "/w/network.py"
+    with pytest.raises(CheckFailed, match="names the folder /w of this machine"):
+        check(model, exported, OPSET)

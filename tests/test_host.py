@@ -7,7 +7,7 @@ import pytest
 
 from dna_deploy.graph import onnx_of
 from dna_deploy.ops.conv import Conv
-from profilers import Device, DeviceUnavailable, Model, ModelRejected, Plan, find_profiler, host, summarize
+from profilers import Device, DeviceUnavailable, Model, ModelRejected, Plan, UnknownDevice, find_profiler, host, summarize
 
 CPU = Device("cpu", "host")
 HOST = find_profiler(CPU)
@@ -82,9 +82,15 @@ def test_pinning_is_done_and_undone():
     assert os.sched_getaffinity(0) == {int(core)}
     visits.close()
     assert os.sched_getaffinity(0) == before
-    for cores, says in (("4000", "usable"), ("big", "expected numbers")):
-        with pytest.raises(DeviceUnavailable, match=says):
-            next(HOST.visits(Device("cpu", "host", cores=cores), [], Plan()))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="pinning needs Linux")
+@pytest.mark.parametrize("cores", ["4000", "big", "3-0", "0,3-1", ""])
+def test_cores_that_are_none_are_refused_before_anything_is_measured(cores):
+    expected = (DeviceUnavailable, "usable") if cores == "4000" else (UnknownDevice, "expected numbers")
+    for asked in (HOST.environment, lambda device: next(HOST.visits(device, [], Plan()))):
+        with pytest.raises(expected[0], match=expected[1]):
+            asked(Device("cpu", "host", cores=cores))
 
 
 @pytest.mark.parametrize(("ticks", "busy"), [("100 0 20 480 0 0 0 0", 0.0), ("140 0 40 500 20 0 0 0", 0.6), (None, None)])

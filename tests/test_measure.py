@@ -6,10 +6,22 @@ import pytest
 
 import dna_deploy.measure
 from dna_deploy.arch import sample
+from dna_deploy.errors import RequestError
 from dna_deploy.graph import onnx_of
-from dna_deploy.measure import measure_whole
-from dna_deploy.table import LatencyTable, Session, VisitRow, appending, header_of
-from profilers import Model, find_device, find_profiler, measure
+from dna_deploy.measure import device_of, measure_whole
+from dna_deploy.table import Header, LatencyTable, Session, VisitRow, appending, create, header_of
+from profilers import Model, UnknownDevice, find_device, find_profiler, measure
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [("colour", "red", "colour: Unexpected"), ("threads", "many", "threads: .*valid integer"), ("threads", 0, "at least 1")],
+)
+def test_a_table_of_a_device_that_makes_no_sense_is_named(workdir, key, value, says):
+    create(workdir / "cpu.jsonl", Header("cpu", "", {"name": "cpu", "kind": "host", key: value}, {}))
+    with pytest.raises((RequestError, UnknownDevice), match=says) as caught:
+        device_of(LatencyTable.load(workdir / "cpu.jsonl"))
+    assert "cpu" in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("anchors", [[], ["conv(hw=8, cin=3, cout=4, kernel=1)"]])

@@ -9,7 +9,7 @@ import timm
 import torch
 from PIL import Image
 
-from dna_deploy.data import Preprocessing
+from dna_deploy.data import Preprocessing, open_source, split
 from dna_deploy.errors import MachineError, RequestError
 from dna_deploy.networks import RANDOM
 from dna_deploy.original import Asked, from_model, synthetic
@@ -65,6 +65,24 @@ def test_a_file_that_can_teach_is_exported_with_its_own_figures(workdir):
     (zero,) = synthetic(64, Preprocessing((0,) * 3, (1,) * 3), seed=0).at([0])  # the same pixels without any figures
     plain = from_model(Asked(own, labels=_names(workdir, 10), image_size=64)).test.at([0])[0]
     np.testing.assert_allclose(plain, (zero - np.array([[[0.4]], [[0.5]], [[0.6]]])) / 0.2, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "resize"),  # 64 / .95 and 64 / .875; bicubic and bilinear
+    [("resnet18", "shorter side to 67 pixels, bicubic"), ("tf_mobilenetv3_small_075", "shorter side to 73 pixels, bilinear")],
+)
+def test_a_timm_model_sees_what_timms_own_evaluation_shows_it(workdir, name, resize):
+    for place in range(8):
+        (workdir / "set" / "ab"[place % 2]).mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(place).integers(0, 256, (90 + place, 131, 3), np.uint8)
+        Image.fromarray(pixels).save(workdir / "set" / "ab"[place % 2] / f"{place}.png")
+    original = from_model(Asked(name, RANDOM, data="set", image_size=64))
+    config = timm.data.resolve_data_config({"input_size": (3, 64, 64)}, model=original.network)
+    transform = timm.data.create_transform(**config)
+    source = open_source("set")
+    expected = np.stack([transform(source.open(index)).numpy() for index in split(source).test])
+    np.testing.assert_allclose(original.test.at(range(len(expected))), expected, atol=1e-5)
+    assert original.contract.resize == resize
 
 
 def _names(folder, count):

@@ -1,4 +1,4 @@
-"""A user's own file is run as Python runs a script, and what goes wrong in it is answered with its place."""
+"""A user's own file may import what lies beside it, and what goes wrong in it is answered with its place."""
 
 import sys
 
@@ -22,6 +22,11 @@ def test_a_file_may_import_what_lies_beside_it(workdir):
         "from blocks_beside import WIDTH\ndef MODEL():\n    from late_beside import DEPTH\n    return WIDTH * DEPTH\n"
     )
     assert load(workdir / "own" / "net.py", "MODEL").MODEL() == 72
+
+
+def test_a_file_may_have_the_name_of_what_it_imports(workdir):
+    (workdir / "colorsys.py").write_text("import colorsys\nMODEL = colorsys.rgb_to_hsv\n")
+    assert load(workdir / "colorsys.py", "MODEL").MODEL(1, 1, 1) == (0, 0, 1)
 
 
 def test_a_file_may_define_dataclasses_and_is_no_module_of_another_name(workdir):

@@ -2,10 +2,13 @@
 
 import json
 import math
+import os
+import shutil
+import subprocess
 
 import pytest
 
-from dna_deploy.errors import TableError
+from dna_deploy.errors import RequestError, TableError
 from dna_deploy.table import (
     SHIPPED,
     End,
@@ -203,6 +206,23 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         pytest.raises(TableError, match=r"cannot be written \(.+\); give another --table"),
         appending(tmp_path / "file" / "t.jsonl"),
     ):
+        pass
+
+
+@pytest.fixture
+def unwritable(path):
+    """A table whose folder may be written and whose file may not, by root neither."""
+    path.chmod(0o444)
+    root = os.geteuid() == 0
+    if root and (shutil.which("chattr") is None or subprocess.run(["chattr", "+i", path], capture_output=True).returncode):
+        pytest.skip("root may write every file here")
+    yield path
+    if root:
+        subprocess.run(["chattr", "-i", path], check=True)
+
+
+def test_a_table_that_may_not_be_written_is_named(unwritable):
+    with pytest.raises(RequestError, match=r"board\.jsonl: cannot be written \(.+\)"), appending(unwritable):
         pass
 
 

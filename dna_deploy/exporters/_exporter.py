@@ -28,6 +28,13 @@ class Contract:
     std: tuple[float, ...]
     labels: tuple[str, ...]
     weights: str = "trained"  # where they come from; "random" for a network that knows nothing
+    shorter_side: int | None = None  # of an image, before the centre is cut out of it; the input's own where None
+    interpolation: str = "bicubic"
+
+    @property
+    def resize(self) -> str:
+        side = "the input size" if self.shorter_side in (None, self.image_size) else f"{self.shorter_side} pixels"
+        return f"shorter side to {side}, {self.interpolation}"
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -39,7 +46,7 @@ class Contract:
                     "dtype": "float32",
                     "shape": ["batch", 3, self.image_size, self.image_size],
                     "colour": "RGB",
-                    "resize": "shorter side to the input size, bicubic, centre crop",
+                    "resize": f"{self.resize}, centre crop",
                     "normalise": "(pixel / 255 - mean) / std",
                     "mean": list(self.mean),
                     "std": list(self.std),

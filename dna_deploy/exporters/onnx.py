@@ -1,13 +1,12 @@
 """ONNX: one file with the weights inside, dynamic batch, BatchNorm folded, its input contract as metadata."""
 
 import ast
-import logging
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dna_deploy.errors import CheckFailed, RequestError
+from dna_deploy.exporters._capture import capturing
 from dna_deploy.exporters._exporter import PRECISIONS, Contract, Exporter, Options
 from dna_deploy.files import write_atomic
 from dna_deploy.graph import OPSET
@@ -35,14 +34,11 @@ def exported(network: "nn.Module", contract: Contract, path: Path, options: Opti
     import torch
 
     require_small(network, str(path))
-    network = copy.deepcopy(network).cpu().eval()
     example = torch.zeros(2, 3, contract.image_size, contract.image_size)
     batch = torch.export.Dim("batch", min=1, max=4096)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations; what it wrote is checked below and run after
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with capturing():
         program = torch.onnx.export(
-            network,
+            copy.deepcopy(network).cpu().eval(),
             (example,),
             dynamo=True,
             opset_version=options.opset or OPSET,
@@ -56,6 +52,7 @@ def exported(network: "nn.Module", contract: Contract, path: Path, options: Opti
     assert program is not None
     model = program.model_proto
     clean(model)
+    require_any_batch(model)
     return model
 
 
@@ -92,6 +89,16 @@ def require_small(network: "nn.Module", name: str) -> None:
         raise RequestError(f"{name}: {size / 1e9:.1f} GB of weights do not fit into one ONNX file (2 GB); try --format torch")
 
 
+def require_any_batch(model: "onnx.ModelProto") -> None:
+    """torch.onnx.export takes what is made for one batch size only, and fixes it in the file."""
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
+    if not batch.dim_param:
+        raise RequestError(
+            f"the network answers for batches of {batch.dim_value} images only: its forward makes the batch size a number of "
+            "Python's, as int(x.shape[0]) or a loop over the images does; write it for any x.shape[0]"
+        )
+
+
 def clean(model: "onnx.ModelProto") -> None:
     """Remove what the exporter noted about the machine it ran on: stack traces, file names, its own bookkeeping."""
     graph = model.graph
@@ -116,10 +123,21 @@ def check(model: "onnx.ModelProto", path: Path, opset: int) -> None:
     training = [node.name for node in model.graph.node if node.op_type == "Dropout" or _attribute(node, "training_mode")]
     if training:
         raise CheckFailed(f"{path}: {len(training)} nodes belong to training, such as {training[0]}")
-    content = model.SerializeToString()
+    content = _without_values(model).SerializeToString()
     for place in {str(Path.home()), str(Path.cwd()), sys.prefix} - {"/"}:
         if place.encode() in content:
             raise CheckFailed(f"{path}: names the folder {place} of this machine")
+
+
+def _without_values(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """All but the tensors' values: among millions of random bytes any short path is found."""
+    import onnx
+
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    for tensor in (*bare.graph.initializer, *(attribute.t for node in bare.graph.node for attribute in node.attribute)):
+        tensor.ClearField("raw_data")
+    return bare
 
 
 def _attribute(node: "onnx.NodeProto", name: str) -> int:

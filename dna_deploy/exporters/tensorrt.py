@@ -64,13 +64,13 @@ def manifest_of(engine: Path) -> Path:
 
 def check(options: Options) -> None:
     from profilers._tensorrt.build import require_target
-    from profilers._tensorrt.package import load as load_package
+    from profilers._tensorrt.probes import can_build, importable
 
-    try:
-        load_package()
-    except DeviceUnavailable as error:
-        raise MachineError(str(error)) from error
+    if not (answer := importable()):
+        raise MachineError(answer.why)
     require_target(options.compute_capability)
+    if not (answer := can_build(options.compute_capability)):
+        raise MachineError(answer.why)
 
 
 def write(source: Path, contract: Contract, path: Path, options: Options) -> None:

@@ -2,12 +2,12 @@
 
 import copy
 import io
-import logging
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dna_deploy.errors import RequestError, first_line
+from dna_deploy.exporters._capture import capturing
 from dna_deploy.exporters._exporter import Contract, Exporter, Options
 from dna_deploy.files import write_atomic
 
@@ -30,13 +30,10 @@ def captured(network: "nn.Module", contract: Contract, most: int) -> "torch.expo
     """The network's graph for every batch size from 1 to `most`."""
     import torch
 
-    network = copy.deepcopy(network).cpu().eval()
     batch = torch.export.Dim("batch", min=1, max=most)
     example = torch.zeros(2, 3, contract.image_size, contract.image_size)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own deprecations; what it captured is run after
-        logging.getLogger("torch.export").setLevel(logging.ERROR)
-        return torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
+    with capturing():
+        return torch.export.export(copy.deepcopy(network).cpu().eval(), (example,), dynamic_shapes=({0: batch},))
 
 
 def load(path: Path) -> "Run":
