@@ -91,13 +91,11 @@ class Architecture:
     def save(self, path: Path) -> None:
         blocks = zip(self.space.blocks, self.candidates, strict=True)
         named = {block.name: candidate.text for block, candidate in blocks}
-        write_json(path, _File(SCHEMA, self.space.name, self.space.image_size, self.space.num_classes, named))
+        write_json(path, _File(self.space.name, self.space.image_size, self.space.num_classes, named))
 
     @staticmethod
     def load(path: Path) -> "Architecture":
         file = read_json(path, _File)
-        if file.schema != SCHEMA:
-            raise RequestError(f"{path}: schema {file.schema!r}; this version reads {SCHEMA!r}")
         space: SearchSpace = find("spaces", file.space).at(file.image_size, file.num_classes)
         names = [block.name for block in space.blocks]
         if list(file.blocks) != names:
@@ -107,11 +105,11 @@ class Architecture:
 
 @dataclass(frozen=True)
 class _File:
-    schema: str
     space: str
     image_size: int
     num_classes: int
     blocks: dict[str, str] = field(default_factory=dict)
+    schema: str = SCHEMA
 
 
 def sample(space: SearchSpace, rng: random.Random) -> Architecture:

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from dna_deploy.errors import CheckFailed, RequestError, first_line
+from dna_deploy.errors import CheckFailed, RequestError
 from dna_deploy.exporters._exporter import Contract, Exporter, Options
+from dna_deploy.exporters.onnx import load
 from dna_deploy.files import read_arrays, read_json, sha256, write_arrays, write_atomic, write_json, write_text
 from dna_deploy.graph import OPSET
 from dna_deploy.progress import say
@@ -131,8 +132,8 @@ def write_bundle(
     prefix = prefix_graph(contract)
     write_atomic(folder / "preprocess.onnx", lambda temporary: temporary.write_bytes(prefix))
     pixels = _pixels(images[:GOLDEN], contract)
-    prepared = run_onnx(folder / "preprocess.onnx")(pixels)
-    right = run_onnx(portable)(prepared)
+    prepared = load(folder / "preprocess.onnx")(pixels)
+    right = load(portable)(prepared)
     models, answers = _earlier(folder, pixels, right)
     spread = float(right.std())
     in_fp32, known = replace(options, precision="fp32"), models[PORTABLE].files if PORTABLE in models else [PORTABLE]
@@ -228,23 +229,6 @@ def write_zip(folder: Path, path: Path) -> None:
                 archive.writestr(entry, (folder / name).read_bytes())
 
     write_atomic(path, write)
-
-
-def run_onnx(path: Path) -> Run:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises a dozen types without a common base
-        raise CheckFailed(f"{path}: ONNX Runtime refuses it: {first_line(error)}") from None
-
-    def run(images: Array) -> Array:
-        found: Array = session.run(None, {session.get_inputs()[0].name: images})[0]
-        return found
-
-    return run
 
 
 def classes_of(path: Path) -> int:

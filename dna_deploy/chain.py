@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dna_deploy.exporters import onnx as portable
 from dna_deploy.exporters._exporter import Exporter, Options
@@ -11,7 +12,11 @@ from dna_deploy.precision import lower
 from dna_deploy.progress import say
 from dna_deploy.quantize import quantize_within
 from dna_deploy.ranges import observe
+from dna_deploy.session import require_survived
 from dna_deploy.verify import Step
+
+if TYPE_CHECKING:
+    from dna_deploy.exporters._exporter import Run
 
 
 def stem(precision: str) -> str:
@@ -41,13 +46,18 @@ def graphs(original: Original, exporter: Exporter, options: Options, last: Path 
     graph = last if precision == "fp32" else original.folder / f"{stem('fp32')}.onnx"
     exported = graph.with_name(f"{graph.stem}.exported.onnx")
     portable.write_exported(original.network, original.contract, exported, options)
-    yield Step("onnx", "fp32", portable.load(exported), exported)
+    yield Step("onnx", "fp32", _run(exported), exported)
     portable.write_simplified(exported, original.contract, graph, options)
-    yield Step("simplified", "fp32", portable.load(graph), graph)
+    yield Step("simplified", "fp32", _run(graph), graph)
     exported.unlink()  # it stays to look at only where one of these two is not what it was made from
     if precision != "fp32":
         kept = in_precision(graph, last, original, exporter, options)
-        yield Step(precision, precision, portable.load(last), last, kept=kept)
+        yield Step(precision, precision, _run(last), last, kept=kept)
+
+
+def _run(path: Path) -> "Run":
+    require_survived(path)
+    return portable.load(path)
 
 
 def in_precision(graph: Path, target: Path, original: Original, exporter: Exporter, options: Options) -> tuple[str, ...]:

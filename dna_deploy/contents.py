@@ -14,19 +14,19 @@ import numpy as np
 from dna_deploy.bundle import (
     LOGITS,
     PORTABLE,
-    SCHEMA,
     VERIFICATION,
     Array,
     Manifest,
     Run,
     classes_of,
     proto,
-    run_onnx,
 )
 from dna_deploy.errors import CheckFailed, DnaError, MachineError, RequestError, first_line
 from dna_deploy.exporters._exporter import Exporter
+from dna_deploy.exporters.onnx import load
 from dna_deploy.files import read_arrays, read_json, sha256
 from dna_deploy.plugins import find, knows, names
+from dna_deploy.session import require_survived
 from dna_deploy.verify import Paired, by_class, load_logits, paired, winners
 from profilers import Model, Plan, Stop, find_device, find_profiler, measure, summarize
 
@@ -112,8 +112,6 @@ def _contents(folder: Path) -> Contents:
     if not (folder / "manifest.json").is_file():
         raise RequestError(f"{folder}: no manifest.json in it; expected a bundle that dna-export wrote")
     manifest = read_json(folder / "manifest.json", Manifest)
-    if manifest.schema != SCHEMA:
-        raise RequestError(f"{folder}: schema {manifest.schema!r}; this version reads {SCHEMA!r}")
     for name, listed in manifest.files.items():
         file = folder / name
         if not _inside(name) or file.resolve() != folder.resolve() / name:
@@ -172,10 +170,12 @@ def check(contents: Contents, device: str | None = None, trust: bool = False) ->
     folder, golden = contents.folder, contents.golden
     if missing := {"images", *contents.manifest.models} - set(golden):
         raise CheckFailed(f"golden.npz: lacks {', '.join(sorted(missing))}; export again")
-    prepared = run_onnx(folder / "preprocess.onnx")(golden["images"])
+    prepared = load(folder / "preprocess.onnx")(golden["images"])
     found, left = [], []
     for name, packed in contents.manifest.models.items():
         try:
+            if name.endswith(".onnx"):
+                require_survived(folder / name)
             if device is not None and name.endswith(".onnx"):
                 run = _on_device(folder / name, device)
             else:

@@ -20,6 +20,7 @@ from dna_deploy.progress import say
 from dna_deploy.reference import Graph, Module
 from dna_deploy.report import write_report
 from dna_deploy.run import Pick, Picked
+from dna_deploy.session import require_survived
 from dna_deploy.subgraph import onnxruntime_run
 from dna_deploy.table import LatencyTable
 from dna_deploy.verify import LIMITS, Limits, Link, Step, Verification, compare, failures, judge, link, outputs, save_logits
@@ -136,6 +137,7 @@ def _pack(original: Original, exporter: Exporter, options: Options, path: Path, 
     if all(step.path != portable for step in made):  # a format made from the module needs no ONNX file; a bundle does
         try:
             find("exporters", "onnx").write(original.network, original.contract, portable, options)
+            require_survived(portable)
         except DnaError as error:
             say(f"{path.parent} is no bundle: its portable ONNX file could not be written ({error})")
             return f"its portable ONNX file could not be written ({error})"

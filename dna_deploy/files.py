@@ -44,13 +44,17 @@ def _checker(kind: Any) -> Any:
 
 
 def read_json(path: Path, kind: type[T]) -> T:
-    """The JSON object in `path` as the dataclass `kind`."""
+    """The JSON object in `path` as the dataclass `kind`; of the schema that `kind` has by default, if it has one."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RequestError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RequestError(f"{path}: not JSON ({error}); was it cut off or edited?") from None
+    ours = getattr(kind, "schema", None)
+    found = values.get("schema", ours) if isinstance(values, dict) else ours
+    if found != ours:
+        raise RequestError(f"{path}: schema {found!r}; this version reads {ours!r}")
     return parse(kind, values, str(path))
 
 

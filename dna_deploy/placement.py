@@ -4,7 +4,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from dna_deploy.errors import CheckFailed, MachineError, first_line
+from dna_deploy.errors import MachineError
+from dna_deploy.session import CPU, open_session, require_onnxruntime
 
 RECORD = "session.record_ep_graph_assignment_info"  # ONNX Runtime keeps the assignment only where it is told to
 
@@ -23,10 +24,7 @@ class Placement:
 
 def placement(path: Path, provider: str) -> Placement | None:
     """Where the nodes of an ONNX file would run; None where this ONNX Runtime is too old to say."""
-    try:
-        import onnxruntime
-    except ImportError:
-        raise MachineError("ONNX Runtime is not installed: pip install onnxruntime") from None
+    onnxruntime = require_onnxruntime()
     available = onnxruntime.get_available_providers()
     if provider not in available:
         raise MachineError(
@@ -34,14 +32,8 @@ def placement(path: Path, provider: str) -> Placement | None:
         )
     if not hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
         return None
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry(RECORD, "1")
-    asked = list(dict.fromkeys([provider, "CPUExecutionProvider"]))  # what falls back falls to the CPU
-    try:
-        session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=asked)
-    except Exception as error:  # onnxruntime raises a dozen types without a common base
-        raise CheckFailed(f"{path}: ONNX Runtime refuses it: {first_line(error)}") from error
+    asked = dict.fromkeys([provider, *CPU])  # what falls back falls to the CPU
+    session = open_session(path, [*asked], entries={RECORD: "1"})
     nodes: Counter[str] = Counter()
     elsewhere = []
     for part in session.get_provider_graph_assignment_info():

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dna_deploy.progress import bar
+from dna_deploy.session import open_session
 from dna_deploy.verify import Inputs
 
 if TYPE_CHECKING:
@@ -62,7 +63,6 @@ class Histogram:
 def observe(model: "onnx.ModelProto", inputs: Inputs, images: int = IMAGES) -> dict[str, Histogram]:
     """The values of every float tensor of the graph that is computed, and of its input, by name."""
     import onnx
-    import onnxruntime
 
     inferred = onnx.shape_inference.infer_shapes(model)
     watched = onnx.ModelProto()
@@ -71,9 +71,7 @@ def observe(model: "onnx.ModelProto", inputs: Inputs, images: int = IMAGES) -> d
     for value in inferred.graph.value_info:
         if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT and value.name not in own:
             watched.graph.output.append(onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, None))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = open_session(watched.SerializeToString())
     names = [value.name for value in watched.graph.output]
     feed = model.graph.input[0].name
     seen = {name: Histogram() for name in (feed, *names)}

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dna_deploy.session import open_session
+
 if TYPE_CHECKING:
     import onnx
 
@@ -16,13 +18,7 @@ GIVEN = "::given"  # ending of the name under which a tensor enters from outside
 
 
 def onnxruntime_run(model: "onnx.ModelProto", inputs: Mapping[str, Array], optimize: bool = True) -> dict[str, Array]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    levels = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = open_session(model.SerializeToString(), optimize=optimize)
     wanted = {value.name for value in session.get_inputs()}
     names = [value.name for value in session.get_outputs()]
     fed = {name: value for name, value in inputs.items() if name in wanted}

@@ -102,7 +102,7 @@ def test_an_unknown_op_is_answered_with_the_nodes_name(exported):
     model = onnx.load(exported)
     model.graph.node.append(onnx.helper.make_node("Shrug", [model.graph.node[0].output[0]], ["shrugged"], name="shrug7"))
     exported.write_bytes(model.SerializeToString())
-    with pytest.raises(RequestError, match=r"shrug7 \(Shrug\)"):
+    with pytest.raises(CheckFailed, match=r"shrug7 \(Shrug\)"):
         find("exporters", "onnx").load(exported)
 
 

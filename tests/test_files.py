@@ -32,6 +32,18 @@ def test_wrong_json_names_the_field(tmp_path, text, says):
     assert "t.json" in str(caught.value) and "\n" not in str(caught.value)
 
 
+@dataclass(frozen=True)
+class Versioned:
+    name: str
+    schema: str = "thing/2"
+
+
+def test_another_version_is_said_before_its_fields_are_read(tmp_path):
+    (tmp_path / "t.json").write_text('{"name": "a", "added": 1, "schema": "thing/3"}')
+    with pytest.raises(RequestError, match=r"t\.json: schema 'thing/3'; this version reads 'thing/2'"):
+        read_json(tmp_path / "t.json", Versioned)
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     file = tmp_path / "a.txt"
     write_text(file, "old")

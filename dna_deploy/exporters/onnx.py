@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dna_deploy.errors import CheckFailed, MachineError, RequestError, first_line
+from dna_deploy.errors import CheckFailed, RequestError
 from dna_deploy.exporters._capture import capturing
 from dna_deploy.exporters._exporter import PRECISIONS, Contract, Exporter, Options
 from dna_deploy.files import write_atomic
 from dna_deploy.graph import OPSET
+from dna_deploy.session import open_session
 
 if TYPE_CHECKING:
     import onnx
@@ -155,17 +156,7 @@ def scopes(node: "onnx.NodeProto") -> list[str]:
 
 
 def load(path: Path) -> "Run":
-    try:
-        import onnxruntime
-    except ImportError:
-        raise MachineError("ONNX Runtime is not installed: pip install onnxruntime") from None
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises a dozen types without a common base
-        reason = _unknown_ops(path) or first_line(error, 1000).rpartition(" : ")[2][:200]
-        raise RequestError(f"{path}: ONNX Runtime refused it: {reason}") from error
+    session = open_session(path)
     feed, answer = session.get_inputs()[0].name, session.get_outputs()[0].name
 
     def run(images: "Array") -> "Array":
@@ -173,20 +164,6 @@ def load(path: Path) -> "Run":
         return output
 
     return run
-
-
-def _unknown_ops(path: Path) -> str:
-    """Names the nodes that no ONNX operator set defines, where that is what is wrong with the file."""
-    import onnx
-
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception:  # not even a protobuf: the runtime's own reason has to do
-        return ""
-    known = {(schema.domain, schema.name) for schema in onnx.defs.get_all_schemas_with_history()}
-    unknown = [node for node in model.graph.node if (node.domain.removeprefix("ai.onnx"), node.op_type) not in known]
-    named = ", ".join(f"{node.name or node.output[0]} ({node.op_type})" for node in unknown[:3])
-    return f"not ONNX operators: {named}" if unknown else ""
 
 
 EXPORTER = Exporter("onnx", ".onnx", PRECISIONS, "module", write, load)
