@@ -149,7 +149,7 @@ class LatencyTable:
         apart = [key for key, taken in visits.items() if drift and not any(visit.round in drift for visit in taken)]
         if lost := [key for key in apart if has_interval(measurements[key])]:
             raise TableError(
-                f"{path}: {lost[0]} was never measured in a session with the first one's anchors, so how fast the device was is "
+                f"{path}: {lost[0]} was measured in no session with the first one's anchors: how fast the device was then is "
                 "unknown; move that session's lines to a table of their own"
             )
         frozen = {key: tuple(taken) for key, taken in visits.items()}

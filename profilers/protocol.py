@@ -67,7 +67,7 @@ class Plan:
         anchors = self.anchor_keys(keys)
         order: list[str] = []
         for place, key in enumerate(shuffled):
-            if len(keys) > self.anchor_every and place % self.anchor_every == 0:
+            if anchors and len(keys) > self.anchor_every and place % self.anchor_every == 0:
                 order.append(anchors[place // self.anchor_every % len(anchors)])
             order.append(key)
         return order

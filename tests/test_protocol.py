@@ -70,6 +70,10 @@ def test_an_anchor_of_one_session_does_not_hide_how_slow_that_session_was():
     assert drift[8] / drift[0] == pytest.approx(1.3)
 
 
+def test_without_anchors_any_number_of_models_is_visited_once_a_round():
+    assert sorted(Plan(anchors=0).order(KEYS, 0)) == sorted(KEYS)
+
+
 def test_named_anchors_are_the_ones_revisited():
     plan = Plan(same_anchors=("op7", "op8"))
     visits = Counter(plan.order(KEYS, 0))
