@@ -66,6 +66,8 @@ class Contents:
         if labels is None or len(logits) < 2:
             return None
         first, *_, last = logits.values()
+        if first.ndim != 2 or first.shape != last.shape or labels.shape != first.shape[:1]:
+            raise CheckFailed(f"{self.manifest.newest}{LOGITS}: labels and logits are not of the same images; export again")
         return paired(winners(first) == labels, winners(last) == labels)
 
 
@@ -170,7 +172,10 @@ def check(contents: Contents, device: str | None = None, trust: bool = False) ->
     folder, golden = contents.folder, contents.golden
     if missing := {"images", *contents.manifest.models} - set(golden):
         raise CheckFailed(f"golden.npz: lacks {', '.join(sorted(missing))}; export again")
-    prepared = load(folder / "preprocess.onnx")(golden["images"])
+    images, shape = golden["images"], contents.manifest.input_shape
+    if images.dtype != np.uint8 or images.shape[1:] != (*shape[1:], *shape[:1]):
+        raise CheckFailed("golden.npz: its images are not bytes of the network's input size; export again")
+    prepared = load(folder / "preprocess.onnx")(images)
     found, left = [], []
     for name, packed in contents.manifest.models.items():
         try:

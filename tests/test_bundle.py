@@ -21,7 +21,7 @@ from dna_deploy.bundle import Manifest, prefix_graph, write_bundle, write_zip
 from dna_deploy.contents import Contents, check, measured_ms, opened
 from dna_deploy.errors import CheckFailed, DnaError, RequestError
 from dna_deploy.exporters._exporter import Contract, Options
-from dna_deploy.files import read_json, sha256, write_json
+from dna_deploy.files import read_arrays, read_json, sha256, write_arrays, write_json
 from dna_deploy.plugins import find
 from dna_deploy.verify import save_logits
 
@@ -258,6 +258,22 @@ def test_other_weights_fail_the_golden_images(bundle):
     with opened(bundle) as contents:
         (golden,), _ = check(contents)
     assert not golden.ok and golden.largest_difference > golden.tolerance
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "values", "says"),
+    [
+        ("golden.npz", "images", np.zeros((8, 32, 32, 3), np.float32), "images are not bytes of the network's input size"),
+        ("golden.npz", "images", np.zeros((8, 32, 31, 3), np.uint8), "images are not bytes of the network's input size"),
+        ("model.onnx.logits.npz", "labels", np.zeros(3, int), "labels and logits are not of the same images"),
+        ("model.onnx.logits.npz", "logits/torch", np.zeros(12), "labels and logits are not of the same images"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_one_line(bundle, name, array, values, says):
+    write_arrays(bundle / name, {**read_arrays(bundle / name), array: values})
+    again(bundle, name)
+    code, said = asked("--verify", bundle)
+    assert code == 1 and says in said and "Traceback" not in said
 
 
 def test_what_is_no_bundle_is_said(tmp_path, bundle):
