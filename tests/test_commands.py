@@ -261,6 +261,8 @@ def test_an_export_that_is_not_the_network_is_exit_1(place):
         ("profile", ["--space", "derived:nope"], 2, "timm has no model of that name"),
         ("profile", ["--device", "toaster"], 2, "no device we can measure"),
         ("profile", ["--space", "nope"], 2, "none of the spaces"),
+        ("profile", ["--cores", "3-0"], 2, "expected numbers such as 0, 0-3"),
+        ("profile", ["--address", "pi@raspberry", "--mode", "fixed"], 2, "changes nothing on a device of kind host"),
         ("profile", ["--budget", "2"], 2, "90s or 2min"),
         ("profile", ["--table", ".", "--space", TINY, "--image-size", "32"], 2, "a folder; give --table a file"),
         ("profile", ["--threads", "2", "--space", TINY, "--image-size", "32"], 2, "measured with threads = 1, now it is 2"),
