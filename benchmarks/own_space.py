@@ -16,7 +16,7 @@ Each training is a line of benchmarks/results/own_space.jsonl as it is finished;
 import json
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,6 +35,8 @@ from dna_deploy.plugins import find
 from dna_deploy.predictor import LatencyPredictor
 from dna_deploy.rate import rate
 from dna_deploy.ratings import Rating, load_ratings, save_ratings
+from dna_deploy.scores import imitation
+from dna_deploy.space import SearchSpace
 from dna_deploy.supernet import Supernet
 from dna_deploy.table import LatencyTable
 from dna_deploy.teacher import Teacher, cut
@@ -177,8 +179,6 @@ def judged(recipe: Recipe, epochs: int) -> list[Result]:
     trained = [[runs[row["key"], seed] for seed in range(SEEDS) if (row["key"], seed) in runs] for row in networks]
     truth = np.array([np.mean(reached) for reached in trained])
     twice = np.array([reached for reached in trained if len(reached) == SEEDS])
-    found = rated(recipe)
-    by_text = {(block, rating.candidate): rating for block, ratings in found.items() for rating in ratings}
     architectures = [Architecture.parse(row["key"]) for row in networks]
     columns = {name: np.array([float(row[name]) for row in networks]) for name in ("macs", "params", "predicted_ms")}
     results = [
@@ -188,8 +188,8 @@ def judged(recipe: Recipe, epochs: int) -> list[Result]:
         Result("two trainings of a network: SD of a difference", float(np.diff(twice).std(ddof=1) * 100), "points", n=len(twice)),
     ]
     results += [Result(f"{name}: tau", float(kendalltau(values, truth)[0]), "") for name, values in columns.items()]
-    for name, score in SCORES.items():
-        sums = np.array([_summed(arch, by_text, score) for arch in architectures])
+    for name, scores in scored(architectures[0].space, rated(recipe)).items():
+        sums = np.array([_summed(arch, scores) for arch in architectures])
         results.append(Result(f"{name}: tau", float(kendalltau(-sums, truth)[0]), ""))
         results.append(Result(f"{name}: chance to rank as well at random", chance(-sums, truth), ""))
         best = int(sums.argmin())
@@ -197,9 +197,17 @@ def judged(recipe: Recipe, epochs: int) -> list[Result]:
     return results
 
 
-def _summed(arch: Architecture, ratings: dict[tuple[str, str], Rating], score: Callable[[Rating], float]) -> float:
-    named = zip(arch.space.blocks, arch.candidates, strict=True)
-    return sum(score(ratings[block.name, candidate.text]) for block, candidate in named if block.size > 1)
+def scored(space: SearchSpace, ratings: dict[str, list[Rating]]) -> dict[str, list[np.ndarray]]:
+    """Every score by its name, one array a block: the product's own first."""
+    found = {"imitation": imitation(space, ratings)}
+    for name, score in SCORES.items():
+        found[name] = [np.array([score(rating) for rating in ratings.get(block.name, [])] or [0.0]) for block in space.blocks]
+    return found
+
+
+def _summed(arch: Architecture, scores: Sequence[np.ndarray]) -> float:
+    named = zip(arch.space.blocks, arch.candidates, scores, strict=True)
+    return float(sum(own[block.candidates.index(candidate)] for block, candidate, own in named))
 
 
 def main() -> None:
