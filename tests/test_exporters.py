@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -20,6 +21,7 @@ from dna_deploy.exporters._exporter import PRECISIONS, Contract, Options
 from dna_deploy.exporters.onnx import check, clean
 from dna_deploy.graph import OPSET
 from dna_deploy.plugins import find, names
+from tests.conftest import TINY
 
 CONTRACT = Contract(32, (0.5, 0.4, 0.3), (0.5, 0.6, 0.7), tuple("abcdefghij"))
 
@@ -30,15 +32,19 @@ def _scripted():
         return torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)))
 
 
-@pytest.fixture
-def network(tiny):
+def _network():
     torch.manual_seed(0)
-    network = sample(tiny, random.Random(0)).module()
+    network = sample(find("spaces", TINY).at(32, 10), random.Random(0)).module()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_var, 0.5, 2.0)
             nn.init.normal_(module.running_mean)
     return network.eval()
+
+
+@pytest.fixture
+def network():
+    return _network()
 
 
 @pytest.mark.parametrize("name", names("exporters"))
@@ -106,11 +112,16 @@ def test_an_unknown_op_is_answered_with_the_nodes_name(exported):
         find("exporters", "onnx").load(exported)
 
 
-@pytest.fixture
-def exported(network, tmp_path):
-    path = tmp_path / "model.onnx"
-    find("exporters", "onnx").write(network, CONTRACT, path, Options())
+@pytest.fixture(scope="module")
+def exported_once(tmp_path_factory):
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    find("exporters", "onnx").write(_network(), CONTRACT, path, Options())
     return path
+
+
+@pytest.fixture
+def exported(exported_once, tmp_path):
+    return Path(shutil.copy(exported_once, tmp_path))
 
 
 def test_the_onnx_file_is_clean(exported):
