@@ -14,6 +14,7 @@ runs/NAME/                 one teacher, data set and space; serves every device 
         student.safetensors  student.json
         report.html        all of it on one page
         export/            what dna-export wrote
+    DEVICE-BUDGET.1/       another network that was trained for it before, kept aside
 """
 
 import itertools
