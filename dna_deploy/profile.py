@@ -7,8 +7,9 @@ completes the table from them and from other devices' tables.
 import dataclasses
 import math
 import random
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,7 +25,7 @@ from dna_deploy.space import SearchSpace
 from dna_deploy.table import Appender, End, LatencyTable, PredictedRow, Session, VisitRow, anchors_of, appending, header_of
 from dna_deploy.transfer import FEWEST as FEWEST_OPS
 from dna_deploy.transfer import describe, worth_measuring
-from profilers import Device, Model, Plan, Profiler, Stop, Visit, find_profiler, measure
+from profilers import Device, Model, Plan, Profiler, Stop, Visit, find_profiler, measure, settled
 
 
 @dataclass(frozen=True)
@@ -139,9 +140,23 @@ def _session(
                     source.close()
                     break
     rounds = taken[-1].round + 1 if taken else 0
-    why = f"{why}, after {rounds} round{'s' if rounds != 1 else ''}"
+    drift = {round: slowness for round, slowness in LatencyTable.load(out.path).drift.items() if round >= first}
+    why = f"{why}, after {rounds} round{'s' if rounds != 1 else ''}{_slowness(drift)}"
     out.add(End(_now(), why, profiler.conditions(device)))
     return pace, why
+
+
+def _slowness(drift: Mapping[int, float]) -> str:
+    """What to tell a person of a session in which the device was not always as fast, or not what it was in the first one."""
+    kept = settled(drift)
+    out = [slowness for round, slowness in drift.items() if round not in kept]
+    own = statistics.median_low(drift[round] for round in kept) if kept else 1.0
+    told = ""
+    if out:
+        told = f"; {len(out)} of {len(drift)} rounds rejected, {statistics.median(out) / own:.2g} times as slow as the rest"
+    if abs(own - 1) > 0.05:
+        told += f"; brought to the first session's speed (this one was {own:.2f} times as slow)"
+    return told
 
 
 def _pace(taken: list[Visit], spent_s: float, setup_s: float) -> Pace:

@@ -19,7 +19,7 @@ from typing import Any
 
 from dna_deploy.errors import RequestError, TableError
 from dna_deploy.files import disk_errors, parse, write_atomic
-from profilers import Device, Measurement, Visit, drift_of_rounds, settled, summarize
+from profilers import Device, Measurement, Visit, drift_of_sessions, settled, summarize
 
 SCHEMA = "dna-deploy/latency-table/1"
 SHIPPED = Path(__file__).parent.parent / "latency_tables"
@@ -74,7 +74,7 @@ class Row:
     median_ms: float
     p90_ms: float
     n: int
-    ns: dict[str, list[int]]
+    ns: dict[int, list[int]]
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class LatencyTable:
     def load(path: Path) -> "LatencyTable":
         header, rows = _read(path)
         sessions = tuple(row for row in rows if isinstance(row, Session))
-        visits: dict[str, list[Visit]] = {}
+        runs: dict[str, dict[int, list[int]]] = {}  # of each key in each round; an anchor is visited several times in one
         measurements: dict[str, Measurement] = {}
         gathered: set[str] = set()
         for row in rows:
@@ -135,16 +135,17 @@ class LatencyTable:
                 gathered.add(row.key)
             if isinstance(row, Published):
                 measurements[row.key] = _published(row)
-            elif isinstance(row, VisitRow):
-                visits.setdefault(row.key, []).append(Visit(row.key, row.round, tuple(row.ns)))
-            elif isinstance(row, Row):
-                taken = (Visit(row.key, int(round), tuple(ns)) for round, ns in row.ns.items())
-                visits.setdefault(row.key, []).extend(taken)
+            elif isinstance(row, (VisitRow, Row)):
+                for number, ns in row.ns.items() if isinstance(row, Row) else [(row.round, row.ns)]:
+                    runs.setdefault(row.key, {}).setdefault(number, []).extend(ns)
+        visits = {key: tuple(Visit(key, number, tuple(ns)) for number, ns in rounds.items()) for key, rounds in runs.items()}
         both = sorted(set(visits) & set(measurements))
         if both:
             raise TableError(f"{path}: {both[0]} is both measured and published there; keep one of the rows")
-        drift = drift_of_rounds((visit for taken in visits.values() for visit in taken), anchors_of(sessions))
-        kept = {round for session in sessions_of(drift, sessions) for round in settled(session)}
+        every = (visit for taken in visits.values() for visit in taken)
+        parts = drift_of_sessions(every, anchors_of(sessions), [session.first_round for session in sessions])
+        drift = {round: slowness for part in parts for round, slowness in part.items()}
+        kept = {round for part in parts for round in settled(part)}
         measurements.update({key: summarize(_in(kept, taken), drift) for key, taken in visits.items()})
         apart = [key for key, taken in visits.items() if drift and not any(visit.round in drift for visit in taken)]
         if lost := [key for key in apart if has_interval(measurements[key])]:
@@ -152,11 +153,10 @@ class LatencyTable:
                 f"{path}: {lost[0]} was measured in no session with the first one's anchors: how fast the device was then is "
                 "unknown; move that session's lines to a table of their own"
             )
-        frozen = {key: tuple(taken) for key, taken in visits.items()}
         guesses = [row for row in rows if isinstance(row, PredictedRow)]
         predicted = {row.key: row for row in guesses if row.key not in measurements or not has_interval(measurements[row.key])}
         ends = tuple(row for row in rows if isinstance(row, End))
-        return LatencyTable(path, header, measurements, sessions, frozen, drift, predicted, ends)
+        return LatencyTable(path, header, measurements, sessions, visits, drift, predicted, ends)
 
 
 def anchors_of(sessions: Sequence[Session]) -> list[str]:
@@ -164,21 +164,12 @@ def anchors_of(sessions: Sequence[Session]) -> list[str]:
     return sessions[0].anchors if sessions else []
 
 
-def sessions_of(drift: Mapping[int, float], sessions: Sequence[Session]) -> list[dict[int, float]]:
-    """The drift of each session's rounds."""
-    firsts = sorted({session.first_round for session in sessions} | {0})
-    found: list[dict[int, float]] = [{} for _ in firsts]
-    for round, slowness in drift.items():
-        found[sum(first <= round for first in firsts) - 1][round] = slowness
-    return [part for part in found if part]
-
-
 def has_interval(found: Measurement) -> bool:
     """Published, or measured in enough rounds to say how sure it is: a reading of one round would mislead the search."""
     return found.rounds == 0 or math.isfinite(found.high_ms)
 
 
-def _in(rounds: set[int], visits: list[Visit]) -> list[Visit]:
+def _in(rounds: set[int], visits: Sequence[Visit]) -> Sequence[Visit]:
     """The visits of the rounds that count; all of them where none does."""
     return [visit for visit in visits if visit.round in rounds] or visits
 
@@ -266,13 +257,10 @@ def _line(row: Any) -> str:
 
 
 def _row(key: str, measured: Measurement, visits: Iterable[Visit]) -> Row:
-    ns: dict[str, list[int]] = {}
-    for visit in visits:
-        ns.setdefault(str(visit.round), []).extend(visit.ns)
     figures = (measured.latency_ms, measured.low_ms, measured.high_ms, measured.median_ms, measured.p90_ms)
     latency, low, high, median, p90 = (None if ms == float("inf") else round(ms, 6) for ms in figures)
     assert latency is not None and low is not None and median is not None and p90 is not None
-    return Row(key, latency, low, high, median, p90, measured.n, ns)
+    return Row(key, latency, low, high, median, p90, measured.n, {visit.round: list(visit.ns) for visit in visits})
 
 
 def _published(row: Published) -> Measurement:

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 WARM = 1.05  # slowness of a leading round beyond which it still warms up
 LIMIT = 1.25  # a round's slowness beyond which it is rejected instead of corrected
+FEWEST = 6  # rounds that give a median an interval
 
 
 @dataclass(frozen=True)
@@ -149,9 +150,9 @@ def scaled(measurement: Measurement, factor: float) -> Measurement:
 
 
 def _median_interval(ordered: Sequence[float]) -> tuple[float, float]:
-    """A distribution-free 95 % interval of the median (binomial order statistics); 0 to inf below six values."""
+    """A distribution-free 95 % interval of the median (binomial order statistics); 0 to inf below FEWEST values."""
     n = len(ordered)
-    if n < 6:
+    if n < FEWEST:
         return 0.0, math.inf
     rank = 0
     tail = 0.5**n
@@ -161,41 +162,54 @@ def _median_interval(ordered: Sequence[float]) -> tuple[float, float]:
     return ordered[rank], ordered[n - 1 - rank]
 
 
-def drift_of_rounds(visits: Iterable[Visit], anchors: Sequence[str]) -> dict[int, float]:
-    """How slow the machine was in each round: the anchors' time there over their usual time.
+def drift_of_sessions(visits: Iterable[Visit], anchors: Sequence[str], first_rounds: Sequence[int]) -> list[dict[int, float]]:
+    """How slow the machine was in each round of each session (which begin with these rounds), by the anchors' times there.
 
-    Usual is its median over the rounds in which all anchors ran: one that ran only while the machine was slow would call that
-    usual.
+    1.0 is a speed it really ran at: the median of the first session's settled rounds, so that no later session moves what was
+    measured before it. Sessions of fewer than FEWEST rounds, which were killed early, share this with those behind them.
     """
-    levels: dict[str, dict[int, float]] = {key: {} for key in anchors}
+    levels: dict[int, dict[str, float]] = {}
     for visit in visits:
-        if visit.key in levels:
-            seen = levels[visit.key]
-            seen[visit.round] = min(_quiet(visit.ns), seen.get(visit.round, math.inf))
-    levels = {key: seen for key, seen in levels.items() if seen}
-    rounds = sorted({round for seen in levels.values() for round in seen})
-    whole = [round for round in rounds if all(round in seen for seen in levels.values())]
-    usual = {key: statistics.median(seen[round] for round in whole or seen) for key, seen in levels.items()}
-    return {
-        round: statistics.median(seen[round] / usual[key] for key, seen in levels.items() if round in seen) for round in rounds
-    }
+        if visit.key in anchors:
+            seen = levels.setdefault(visit.round, {})
+            seen[visit.key] = min(_quiet(visit.ns), seen.get(visit.key, math.inf))
+    starts = sorted({0, *first_rounds})
+    spans = zip(starts, [*starts[1:], math.inf], strict=True)
+    sessions = [[round for round in sorted(levels) if start <= round < end] for start, end in spans]
+    first: list[int] = []  # the rounds of the first session, and of the next ones where it was killed early
+    count = 0  # of these sessions
+    while len(first) < FEWEST and count < len(sessions):
+        first += sessions[count]
+        count += 1
+    ran = {key for round in first for key in levels[round]}
+    # an anchor that ran only while the machine was slow would call that usual
+    whole = [round for round in first if len(levels[round]) == len(ran)] or first
+    usual = {key: statistics.median(levels[round][key] for round in whole if key in levels[round]) for key in ran}
+    found: list[dict[int, float]] = [{} for _ in sessions]
+    for drift, session in zip(found, sessions, strict=True):
+        for round in session:
+            if ratios := [ms / usual[key] for key, ms in levels[round].items() if key in usual]:
+                drift[round] = statistics.median(ratios)
+    speeds = [drift[round] for drift in found[:count] for round in settled(drift)]
+    own = statistics.median_low(speeds) if speeds else 1.0
+    return [{round: slowness / own for round, slowness in drift.items()} for drift in found]
 
 
-def settled(drift: Mapping[int, float]) -> set[int]:
-    """The rounds of one session that count: behind its warm-up, and not thrown far off by something else.
+def settled(session: Mapping[int, float]) -> set[int]:
+    """The rounds of one session that count, of the slowness of each: behind its warm-up, and not slowed down by something else.
 
     The warm-up is found, not assumed: the leading rounds, at most half of them, whose anchors ran more than WARM slower than in
-    the middle round of the second half. A round whose anchors ran more than LIMIT slower or faster than usual is rejected,
-    since models do not all slow down alike; a smaller drift is divided out.
+    the middle round of the second half. The device's own speed is the fastest that lasted, for a third of the others: a round
+    more than LIMIT slower is rejected, since models do not all slow down alike; a smaller drift is divided out. Where this
+    leaves too few for an interval the FEWEST fastest rounds count.
     """
-    rounds = sorted(drift)
-    if len(rounds) < 6:
-        return set(rounds)
+    rounds = sorted(session)
     half = len(rounds) // 2
-    later = statistics.median(drift[round] for round in rounds[half:])
-    lead = next((place for place in range(half) if drift[rounds[place]] <= WARM * later), half)
-    usual = statistics.median(drift[round] for round in rounds[lead:])
-    return {round for round in rounds[lead:] if 1 / LIMIT <= drift[round] / usual <= LIMIT}
+    later = statistics.median(session[round] for round in rounds[half:]) if rounds else 1.0
+    lead = next((place for place in range(half) if session[rounds[place]] <= WARM * later), half)
+    fastest = sorted(rounds[lead:], key=session.__getitem__)
+    kept = {round for round in fastest if session[round] <= LIMIT * session[fastest[(len(fastest) - 1) // 3]]}
+    return kept if len(kept) >= FEWEST else set(sorted(rounds, key=session.__getitem__)[:FEWEST])
 
 
 def repeatability(visits: Mapping[str, Sequence[Visit]], drift: Mapping[int, float] | None = None) -> float:

@@ -17,7 +17,7 @@ from dna_deploy.ops import parse
 from dna_deploy.plugins import find
 from dna_deploy.predictor import LatencyPredictor, open_predictor
 from dna_deploy.profile import Pace, affordable, profile, wanted
-from dna_deploy.table import LatencyTable
+from dna_deploy.table import LatencyTable, create, has_interval, header_of
 from profilers import Device, Plan, Stop, Visit, protocol
 
 DEVICE = Device("sim", "host")
@@ -184,13 +184,28 @@ def test_networks_that_do_not_fit_are_measured_the_next_time(workdir, simulate, 
     assert f"now {found[0]} whole networks of 12 whole networks" in capsys.readouterr().err
 
 
-def test_a_device_that_throttles_half_way_is_seen_through(workdir, simulate, tiny):
-    simulate(Simulated(slow=lambda round: 1.0 if round < 14 else 1.6))
+@pytest.mark.parametrize("cool", [8, 12, 14])
+def test_a_device_that_throttles_half_way_is_seen_through(workdir, simulate, tiny, cool):
+    simulate(Simulated(slow=lambda round: 1.0 if round < cool else 1.6))
     plan = Plan(rounds=24, anchor_every=4)
     done = profile(DEVICE, tiny, workdir / "t.jsonl", validate=0, plan=plan, stop=Stop(seconds=60, halfwidth=1e-9))
     for op in tiny.ops:
         assert done.table.measurements[op.key].latency_ms == pytest.approx(true_ms(op.key), rel=0.01)
-        assert done.table.measurements[op.key].rounds == 14  # the others are kept in the file, and rejected
+        assert done.table.measurements[op.key].rounds == cool  # the others are kept in the file, and rejected
+    assert done.ended.endswith(f"; {24 - cool} of 24 rounds rejected, 1.6 times as slow as the rest")
+
+
+def test_a_slower_session_says_how_much_slower_it_was(workdir, simulate, tiny, tiny_path):
+    simulate(Simulated())
+    first = profile(DEVICE, tiny, workdir / "t.jsonl", validate=0, plan=Plan(rounds=8), stop=Stop(halfwidth=1e-9))
+    assert first.ended == "all 8 rounds are done, after 8 rounds"
+    simulate(Simulated(slow=lambda round: 1.42))
+    small = find("spaces", tiny_path).at(16, 10)
+    second = profile(DEVICE, small, workdir / "t.jsonl", validate=0, plan=Plan(rounds=20), stop=Stop(halfwidth=1e-9))
+    said = "all 20 rounds are done, after 20 rounds; brought to the first session's speed (this one was 1.42 times as slow)"
+    assert second.ended == said == second.table.ends[1].why
+    for op in [*tiny.ops, *small.ops]:
+        assert second.table.measurements[op.key].latency_ms == pytest.approx(true_ms(op.key), rel=0.01)
 
 
 def test_a_device_that_warms_up_is_waited_for(workdir, simulate, tiny):
@@ -244,13 +259,19 @@ SESSION = st.tuples(
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(SESSION, min_size=2, max_size=4))
-def test_whatever_sessions_a_table_is_made_of_its_rows_compare(tmp_path_factory, simulate, tiny_path, sessions):
+def test_whatever_sessions_a_table_is_made_of_its_rows_compare_and_stay(tmp_path_factory, simulate, tiny_path, sessions):
     path = tmp_path_factory.mktemp("sessions") / "t.jsonl"
+    create(path, header_of(DEVICE, {"runtime": "simulated 1"}, ""))
     for size, networks, slow, visits in sessions:
+        before = LatencyTable.load(path)
         simulate(Switched(slow, visits))
         space = find("spaces", tiny_path).at(size, 10)
         with contextlib.suppress(KeyboardInterrupt):
             profile(DEVICE, space, path, validate=networks, plan=Plan(rounds=9), stop=Stop(halfwidth=1e-9), again=True)
+        after = LatencyTable.load(path)
+        for key, taken in before.visits.items():
+            if has_interval(before.measurements[key]) and after.visits[key] == taken:
+                assert after.measurements[key] == before.measurements[key]
     found = {key: value for key, value in LatencyTable.load(path).measurements.items() if value.rounds >= 6}
     ratios = [value.latency_ms / true_ms(key) for key, value in found.items()]
     assert max(ratios, default=1.0) / min(ratios, default=1.0) < 1.01

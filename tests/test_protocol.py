@@ -5,8 +5,10 @@ import random
 from collections import Counter
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from profilers import Device, Model, Plan, Stop, Visit, drift_of_rounds, measure, repeatability, scaled, settled, summarize
+from profilers import Device, Model, Plan, Stop, Visit, drift_of_sessions, measure, repeatability, scaled, settled, summarize
 
 KEYS = [f"op{number}" for number in range(40)]
 
@@ -55,8 +57,8 @@ def test_interval_covers_the_median():
 def test_drift_is_seen_and_taken_out():
     slow = {0: 1.0, 1: 1.5, 2: 1.0, 3: 1.0}
     visits = [Visit(key, r, (int(base * f * 1e6),)) for r, f in slow.items() for key, base in (("a", 1), ("b", 4), ("c", 2))]
-    assert drift_of_rounds(visits, ["a", "b"]) == pytest.approx(slow)
-    drift = drift_of_rounds(visits, ["a", "b"])
+    (drift,) = drift_of_sessions(visits, ["a", "b"], [0])
+    assert drift == pytest.approx(slow)
     spoilt = [visit for visit in visits if visit.key == "c"]
     assert summarize(spoilt, drift).high_ms == summarize(spoilt).high_ms == math.inf
     assert summarize(spoilt[1:2], drift).latency_ms == pytest.approx(2.0, abs=1e-5)
@@ -66,8 +68,31 @@ def test_an_anchor_of_one_session_does_not_hide_how_slow_that_session_was():
     slow = dict.fromkeys(range(8), 1.0) | dict.fromkeys(range(8, 16), 1.3)
     anchors = {"a": range(16), "b": range(8, 16), "c": range(8, 16)}  # b and c ran in the slow session only
     visits = [Visit(key, round, (int(1e6 * slow[round]),)) for key, rounds in anchors.items() for round in rounds]
-    drift = drift_of_rounds(visits, list(anchors))
-    assert drift[8] / drift[0] == pytest.approx(1.3)
+    first, second = drift_of_sessions(visits, list(anchors), [0, 8])
+    assert (first[0], second[8]) == pytest.approx((1.0, 1.3))
+
+
+@settings(deadline=None)
+@given(st.integers(0, 24), st.floats(1.1, 3.0), st.booleans(), st.integers())
+def test_a_device_that_changes_its_speed_is_given_one_it_ran_at(turn, factor, cools, seed):
+    rng = random.Random(seed)
+    slow = [factor if (round < turn) == cools else 1.0 for round in range(24)]
+    visits = [Visit(key, round, (int(1e6 * slow[round] * rng.uniform(1, 1.004)),) * 4) for round in range(24) for key in KEYS]
+    (drift,) = drift_of_sessions(visits, KEYS[:3], [0])
+    kept = settled(drift)
+    found = summarize((visit for visit in visits if visit.key == "op7" and visit.round in kept), drift)
+    assert min(abs(found.latency_ms / level - 1) for level in slow) < 0.006
+    assert found.halfwidth < 0.01
+
+
+@given(st.integers(1, 5), st.floats(0.5, 2.0), st.integers(6, 9), st.floats(0.5, 2.0))
+def test_a_session_killed_early_does_not_set_the_speed(killed, slow, rounds, later):
+    """Six rounds do, and whatever is measured behind them does not."""
+    slowness = [*[slow] * killed, *[1.0] * rounds, *[later] * 9]
+    visits = [Visit("a", round, (int(1e6 * slow),)) for round, slow in enumerate(slowness)]
+    starts = [0, killed, killed + rounds]
+    drift = [slow for session in drift_of_sessions(visits, ["a"], starts) for slow in session.values()]
+    assert drift == pytest.approx(slowness, rel=1e-5)
 
 
 def test_without_anchors_any_number_of_models_is_visited_once_a_round():
@@ -83,15 +108,18 @@ def test_named_anchors_are_the_ones_revisited():
 def test_a_round_far_off_is_rejected_and_a_warm_up_is_found():
     steady = dict.fromkeys(range(12), 1.0)
     assert settled(steady) == set(range(12))
-    assert settled(steady | {5: 1.5, 8: 0.7}) == set(range(12)) - {5, 8}
+    assert settled(steady | {5: 1.5, 8: 0.7}) == set(range(12)) - {5}  # what ran in peace is never rejected
     assert settled(steady | {0: 1.2, 1: 1.1}) == set(range(2, 12))
     assert settled(steady | {0: 1.04, 6: 1.2}) == set(range(12))  # divided out, not rejected
     assert settled({0: 2.0, 1: 1.0, 2: 1.0}) == {0, 1, 2}  # too few to tell
+    assert settled(dict(enumerate((1.2, 1.1, 1.0, 1.0, 1.0, 1.0, 1.6, 1.7)))) == {1, 2, 3, 4, 5, 0}  # an interval needs six
+    assert settled({}) == set()
 
 
-def test_half_a_session_throttled_leaves_the_other_half():
-    drift = {round: 1.0 if round < 7 else 1.5 for round in range(12)}
-    assert settled(drift) == set(range(7))
+@pytest.mark.parametrize("cool", range(4, 12))
+def test_a_session_throttled_keeps_the_device_at_its_own_speed(cool):
+    drift = {round: 1.0 if round < cool else 1.5 for round in range(12)}
+    assert settled(drift) >= set(range(cool)) and len(settled(drift)) == max(cool, 6)
 
 
 def test_repeatability_is_the_difference_between_halves():
