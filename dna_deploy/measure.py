@@ -10,7 +10,7 @@ from dna_deploy.files import parse as parse_fields
 from dna_deploy.graph import onnx_of
 from dna_deploy.ops import Op, parse
 from dna_deploy.progress import bar, say
-from dna_deploy.table import LatencyTable, anchors_of
+from dna_deploy.table import LatencyTable, anchors_of, has_interval
 from profilers import (
     Device,
     DeviceUnavailable,
@@ -115,10 +115,10 @@ def remark(speed: float | None) -> str | None:
 
 def _references(table: LatencyTable, about_ms: float) -> list[str]:
     """The table's whole networks nearest to `about_ms`; its anchors where it has no networks."""
-    networks = [key for key in table.visits if Architecture.is_key(key)]
-    known = [key for key in networks if Architecture.is_known(key)]
-    near = sorted(known, key=lambda key: abs(table.measurements[key].latency_ms - about_ms))[:REFERENCES]
-    return near or [key for key in anchors_of(table.sessions) if key in table.visits and buildable(key)]
+    sure = [key for key in table.visits if has_interval(table.measurements[key])]
+    networks = [key for key in sure if Architecture.is_key(key) and Architecture.is_known(key)]
+    near = sorted(networks, key=lambda key: abs(table.measurements[key].latency_ms - about_ms))[:REFERENCES]
+    return near or [key for key in anchors_of(table.sessions) if key in sure and buildable(key)]
 
 
 def buildable(key: str) -> bool:

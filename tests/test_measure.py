@@ -39,13 +39,9 @@ def test_networks_of_a_space_that_is_not_known_here_are_left_out(tiny, workdir, 
     assert (found[arch.key].speed == 1.0) == (not anchors)  # a pointwise convolution of 8 by 8 does not take 3 ms
 
 
-def test_a_candidate_that_the_table_knows_is_measured_once(tiny, workdir, monkeypatch):
-    device, arch = find_device("cpu"), sample(tiny, random.Random(0))
-    header = header_of(device, find_profiler(device).environment(device), "")
-    with appending(workdir / "cpu.jsonl", header) as out:
-        out.add(Session("2026-01-01T00:00:00Z", 0, [arch.key], {}))
-        for number in range(8):
-            out.add(VisitRow(arch.key, number, [3_000_000] * 4))
+@pytest.fixture
+def asked(monkeypatch):
+    """The keys of the models that are measured."""
     asked = []
 
     def recorded(profiler, device, models, plan, stop):
@@ -53,6 +49,28 @@ def test_a_candidate_that_the_table_knows_is_measured_once(tiny, workdir, monkey
         return measure(profiler, device, models, plan, stop)
 
     monkeypatch.setattr(dna_deploy.measure, "measure", recorded)
+    return asked
+
+
+def test_a_candidate_that_the_table_knows_is_measured_once(tiny, workdir, asked):
+    device, arch = find_device("cpu"), sample(tiny, random.Random(0))
+    header = header_of(device, find_profiler(device).environment(device), "")
+    with appending(workdir / "cpu.jsonl", header) as out:
+        out.add(Session("2026-01-01T00:00:00Z", 0, [arch.key], {}))
+        for number in range(8):
+            out.add(VisitRow(arch.key, number, [3_000_000] * 4))
     found = measure_whole(LatencyTable.load(workdir / "cpu.jsonl"), [Model(arch.key, onnx_of(arch.ops))], 3.0, seconds=1)
     assert asked == [arch.key]
     assert found[arch.key].measurement.latency_ms == pytest.approx(3.0)  # it says itself how fast the device is now
+
+
+def test_a_network_read_once_in_a_cold_round_does_not_tell_the_speed(tiny, workdir, asked):
+    device, anchor, rng = find_device("cpu"), "conv(hw=8, cin=3, cout=4, kernel=1)", random.Random(0)
+    first, other = sample(tiny, rng), sample(tiny, rng)
+    with appending(workdir / "cpu.jsonl", header_of(device, find_profiler(device).environment(device), "")) as out:
+        out.add(Session("2026-01-01T00:00:00Z", 0, [anchor], {}))
+        out.add(VisitRow(first.key, 0, [9_000_000] * 4))
+        for number in range(8):
+            out.add(VisitRow(anchor, number, [3_000] * 4))
+    measure_whole(LatencyTable.load(workdir / "cpu.jsonl"), [Model(other.key, onnx_of(other.ops))], 3.0, seconds=1)
+    assert asked == [other.key, anchor]
