@@ -189,7 +189,12 @@ def find_table(name: str) -> Path:
 
 def tables() -> dict[str, Path]:
     """Every table there is, by target; one's own before a shipped one of the same name."""
-    return {file.stem: file for folder in (SHIPPED, OWN) if folder.is_dir() for file in sorted(folder.glob("*.jsonl"))}
+    return {file.stem: file for folder in (SHIPPED, OWN) for file in tables_in(folder)}
+
+
+def tables_in(folder: Path) -> list[Path]:
+    """Its files, but for hidden ones: a compaction that was killed leaves such a one."""
+    return sorted(folder.glob("[!.]*.jsonl"))
 
 
 def create(path: Path, header: Header) -> None:
@@ -206,6 +211,8 @@ def appending(path: Path, header: Header | None = None) -> Iterator["Appender"]:
 
     if path.is_dir():
         raise TableError(f"{path}: a folder; give --table a file, such as {path / 'cpu.jsonl'}")
+    if path.is_symlink():  # the lock and the new file belong beside the table itself
+        path = path.resolve()
     lock = FileLock(path.with_name(f".{path.name}.lock"), blocking=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -44,6 +44,14 @@ def test_another_version_is_said_before_its_fields_are_read(tmp_path):
         read_json(tmp_path / "t.json", Versioned)
 
 
+def test_a_file_written_anew_keeps_its_permissions(tmp_path):
+    write_text(tmp_path / "a.txt", "old")
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o644
+    (tmp_path / "a.txt").chmod(0o660)
+    write_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o660
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     file = tmp_path / "a.txt"
     write_text(file, "old")

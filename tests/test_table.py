@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from dna_deploy.errors import RequestError, TableError
+from dna_deploy.files import write_atomic
 from dna_deploy.table import (
     SHIPPED,
     End,
@@ -22,6 +23,7 @@ from dna_deploy.table import (
     create,
     find_table,
     tables,
+    tables_in,
 )
 from profilers import Visit, summarize
 
@@ -196,6 +198,27 @@ def test_how_a_session_ended_is_kept(path):
 def test_two_writers_at_once_are_refused(path):
     with appending(path), pytest.raises(TableError, match="another dna-profile"), appending(path):
         pass
+
+
+def test_a_link_to_a_table_stays_one_and_shares_its_lock(path, tmp_path):
+    _fill(path)
+    (tmp_path / "own").mkdir()
+    link = tmp_path / "own" / "cpu.jsonl"
+    link.symlink_to(path)
+    with appending(link) as out:
+        with pytest.raises(TableError, match="another dna-profile"), appending(path):
+            pass
+        out.compact()
+    assert link.is_symlink() and '"low_ms"' in path.read_text()
+
+
+def test_what_a_killed_compaction_leaves_is_no_table(path):
+    def kill(temporary):
+        assert len(list(path.parent.glob("*.jsonl"))) == 2 and tables_in(path.parent) == [path]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(path, kill)
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):

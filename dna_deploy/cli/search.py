@@ -198,11 +198,11 @@ def main(
 def _table(device: str | None) -> Path:
     """The table of a device; without one, of the device profiled last here, else the published Pixel 1."""
     from dna_deploy.progress import say
-    from dna_deploy.table import OWN, LatencyTable, find_table
+    from dna_deploy.table import OWN, LatencyTable, find_table, tables_in
 
     if device is not None:
         return find_table(device)
-    own = [path for path in OWN.glob("*.jsonl") if not LatencyTable.load(path).published]
+    own = [path for path in tables_in(OWN) if not LatencyTable.load(path).published]
     if own:
         latest = max(own, key=lambda path: path.stat().st_mtime)
         say(f"no --device: using {latest}, profiled last")
