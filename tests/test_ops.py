@@ -48,7 +48,16 @@ def test_key_is_readable():
 
 
 @pytest.mark.parametrize(
-    "text", ["conv", "conv(hw=1)", "conv(hw=a, cin=3, cout=4, kernel=1)", "warp(hw=1)", "conv(hw=1, nope=2)"]
+    "text",
+    [
+        "conv",
+        "conv(hw=1)",
+        "conv(hw=a, cin=3, cout=4, kernel=1)",
+        "warp(hw=1)",
+        "conv(hw=1, nope=2)",
+        "conv(hw=1, cin=3, cout=4, kernel=1, stride=1)",  # an op of another spelling
+        "conv(cin=3, hw=1, cout=4, kernel=1)",
+    ],
 )
 def test_a_key_that_is_none_is_refused(text):
     with pytest.raises(RequestError, match=r"conv|key"):

@@ -69,7 +69,7 @@ def _true_ms(op):
     return 0.02 + 2e-8 * op.macs + 2e-7 * op.bytes_moved * (1.2 if getattr(op, "kernel", 3) > 3 else 1.0)
 
 
-@pytest.mark.parametrize("key", ["rubbish", "conv(hw=2)"])
+@pytest.mark.parametrize("key", ["rubbish", "conv(hw=2)", "conv(hw=2, cin=3, cout=4, kernel=1, act=relu6)"])
 def test_a_row_that_is_no_op_is_named_with_its_table(tiny, op_ms, tmp_path, key):
     predictor = _table(tmp_path / "t.jsonl", op_ms | {key: 1.0})
     with pytest.raises(TableError, match=rf"t\.jsonl: '{re.escape(key)}'"):

@@ -15,7 +15,7 @@ _KEY = re.compile(r"(\w+)\((.*)\)")
 
 
 def parse(key: str) -> Op:
-    """The op a key stands for; `parse(op.key) == op`."""
+    """The op a key stands for; `parse(op.key) == op`, and no other spelling is one: two rows of a table would be one op."""
     match = _KEY.fullmatch(key)
     if not match or match[1] not in _kinds():
         raise RequestError(f"{key!r} is no op key; expected for example 'conv(hw=224, cin=3, cout=32, kernel=3)'")
@@ -28,6 +28,8 @@ def parse(key: str) -> Op:
         op: Op = kind(**values)
     except (ValueError, KeyError, TypeError):
         raise RequestError(f"{key!r} does not fit {match[1]}({', '.join(types)})") from None
+    if op.key != key:
+        raise RequestError(f"{key!r} is written {op.key!r}")
     return op
 
 
