@@ -62,6 +62,10 @@ class VisitRow:
     round: int
     ns: list[int]
 
+    @property
+    def by_round(self) -> Mapping[int, list[int]]:
+        return {self.round: self.ns}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -75,6 +79,10 @@ class Row:
     p90_ms: float
     n: int
     ns: dict[int, list[int]]
+
+    @property
+    def by_round(self) -> Mapping[int, list[int]]:
+        return self.ns
 
 
 @dataclass(frozen=True)
@@ -136,7 +144,7 @@ class LatencyTable:
             if isinstance(row, Published):
                 measurements[row.key] = _published(row)
             elif isinstance(row, (VisitRow, Row)):
-                for number, ns in row.ns.items() if isinstance(row, Row) else [(row.round, row.ns)]:
+                for number, ns in row.by_round.items():
                     runs.setdefault(row.key, {}).setdefault(number, []).extend(ns)
         visits = {key: tuple(Visit(key, number, tuple(ns)) for number, ns in rounds.items()) for key, rounds in runs.items()}
         both = sorted(set(visits) & set(measurements))
@@ -302,10 +310,15 @@ def _read(path: Path) -> tuple[Header, list[AnyRow]]:
 
 def _object(line: str, where: str) -> dict[str, Any]:
     def refuse(constant: str) -> None:
-        raise TableError(f"{where}: {constant} where a number is expected; remove the line and measure again")
+        raise TableError(f"{where}: {constant[:20]} where a number is expected; remove the line and measure again")
+
+    def whole(digits: str) -> int:
+        if len(digits) > 18:  # of a nanosecond clock that has run for 30 years
+            refuse(digits)
+        return int(digits)
 
     try:
-        found = json.loads(line, parse_constant=refuse)
+        found = json.loads(line, parse_constant=refuse, parse_int=whole)
     except json.JSONDecodeError as error:
         raise TableError(f"{where}: not JSON ({error.msg}); remove the line or restore the file") from None
     if not isinstance(found, dict):
@@ -325,18 +338,20 @@ def _typed(found: dict[str, Any], where: str) -> AnyRow:
         if not 0 < guess.low_ms <= guess.predicted_ms <= guess.high_ms:
             raise TableError(f"{where}: {guess.key} is predicted outside its own interval; expected 0 < low <= predicted <= high")
         return guess
+    row: VisitRow | Row | Published
     if "round" in found:
-        visit = parse(VisitRow, found, where)
-        if not visit.ns or min(visit.ns) <= 0:
-            raise TableError(f"{where}: {visit.key} has a time of zero or less; expected positive nanoseconds")
-        return visit
-    row: Row | Published = parse(Row, found, where) if "ns" in found else parse(Published, found, where)
-    if row.latency_ms <= 0:
+        row = parse(VisitRow, found, where)
+    else:
+        row = parse(Row, found, where) if "ns" in found else parse(Published, found, where)
+    if not isinstance(row, VisitRow) and row.latency_ms <= 0:
         raise TableError(f"{where}: {row.key} has latency_ms {row.latency_ms}; expected a positive number")
-    if isinstance(row, Published) and (row.n < 1 or (row.std_ms or 0) < 0):
-        raise TableError(f"{where}: {row.key} has std_ms {row.std_ms} over n = {row.n} runs; expected null or >= 0, and n >= 1")
-    if isinstance(row, Row) and any(not ns or min(ns) <= 0 for ns in row.ns.values()):
-        raise TableError(f"{where}: {row.key} has a time of zero or less; expected positive nanoseconds")
+    if isinstance(row, Published):
+        if row.n < 1 or (row.std_ms or 0) < 0:
+            raise TableError(
+                f"{where}: {row.key} has std_ms {row.std_ms} over n = {row.n} runs; expected null or >= 0, and n >= 1"
+            )
+    elif not row.by_round or min(row.by_round) < 0 or any(not ns or min(ns) <= 0 for ns in row.by_round.values()):
+        raise TableError(f"{where}: {row.key} has a negative round or a time of zero or less; expected positive nanoseconds")
     return row
 
 

@@ -116,6 +116,9 @@ def test_a_cut_last_line_is_named_and_repaired_by_the_next_writer(path):
     assert LatencyTable.load(path).measurements["other"].rounds == 7
 
 
+ROW = '{"key": "a", "latency_ms": 1.0, "low_ms": 0.9, "high_ms": 1.1, "median_ms": 1.0, "p90_ms": 1.0, "n": 1, "ns": %s}'
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
@@ -132,6 +135,14 @@ def test_a_cut_last_line_is_named_and_repaired_by_the_next_writer(path):
         ('{"key": "a", "round": 0, "ns": [NaN]}', "NaN where a number is expected"),
         ('{"key": "a", "latency_ms": 1e999, "std_ms": null, "n": 1}', "latency_ms"),
         ('{"key": "a", "round": 0, "ns": [-5]}', "zero or less"),
+        ('{"key": "a", "round": 0, "ns": [1%s]}' % ("0" * 5000), "10000000000000000000 where a number is expected"),
+        ('{"key": "a", "latency_ms": 1.0, "std_ms": 0.1, "n": 1%s}' % ("0" * 400), "where a number is expected"),
+        ('{"key": "a", "latency_ms": 1%s, "std_ms": 0.1, "n": 1}' % ("0" * 400), "where a number is expected"),
+        ('{"key": "a", "round": -1, "ns": [5]}', "a negative round"),
+        (ROW % "{}", "zero or less"),
+        (ROW % '{"0": []}', "zero or less"),
+        (ROW % '{"a": [5]}', "ns.a"),
+        (ROW % '{"-1": [5]}', "a negative round"),
         ('{"key": "a", "predicted_ms": 1.0, "low_ms": 2.0, "high_ms": 3.0, "measured": 20, "sources": []}', "own interval"),
         ('{"key": "a", "predicted_ms": 1.0, "low_ms": 0.5, "high_ms": 3.0, "measured": 20}', "sources"),
     ],
