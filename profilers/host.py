@@ -28,7 +28,7 @@ class HostProfiler:
         return {
             "processor": _processor(),
             "processors": os.cpu_count() or 1,
-            "cores": device.cores,
+            "cores": device.cores or _confined(),
             "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
             "system": f"{platform.system()} {platform.machine()}",
             "runtime": f"onnxruntime {_onnxruntime().__version__}",
@@ -165,6 +165,14 @@ def _pinned(cores: str | None) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+def _confined() -> str | None:
+    """The cores this process is kept to from outside, as --cores would name them; None where it may use all."""
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    usable = os.sched_getaffinity(0)
+    return None if len(usable) == os.cpu_count() else ",".join(map(str, sorted(usable)))
 
 
 def _core_list(text: str) -> set[int]:

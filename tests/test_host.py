@@ -85,6 +85,20 @@ def test_pinning_is_done_and_undone():
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="pinning needs Linux")
+def test_a_process_pinned_from_outside_is_no_free_one(monkeypatch):
+    usable = os.sched_getaffinity(0)
+    core = max(usable)
+    os.sched_setaffinity(0, {core})
+    try:
+        for processors, cores in ((1, None), (2, str(core))):
+            monkeypatch.setattr(host.os, "cpu_count", lambda count=processors: count)
+            assert HOST.environment(CPU)["cores"] == cores
+            assert HOST.environment(Device("cpu", "host", cores=str(core)))["cores"] == str(core)
+    finally:
+        os.sched_setaffinity(0, usable)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="pinning needs Linux")
 @pytest.mark.parametrize("cores", ["4000", "big", "3-0", "0,3-1", ""])
 def test_cores_that_are_none_are_refused_before_anything_is_measured(cores):
     expected = (DeviceUnavailable, "usable") if cores == "4000" else (UnknownDevice, "expected numbers")
