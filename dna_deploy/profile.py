@@ -61,9 +61,8 @@ def profile(
         began = time.monotonic()
         pace, ended = _session(out, profiler, device, models, plan, stop, scout=True)
         if pace is not None:
-            left = stop.seconds - (time.monotonic() - began) - pace.setup_s
-            for_anchors = left / (1 + plan.anchor_every) + plan.anchors * stop.min_rounds * pace.op_s
-            asked, models = models, affordable(models, pace, left - for_anchors, stop, references(table, space.ops))
+            left = stop.seconds - (time.monotonic() - began)
+            asked, models = models, affordable(models, pace, left, plan, stop, references(table, space.ops))
             which = f"{_counted(models)} of {_counted(asked)}, those that say most about the rest"
             say(f"not everything fits {stop.seconds:.0f} s: now {which}; the same command goes on from there")
             _, ended = _session(out, profiler, device, models, plan, dataclasses.replace(stop, seconds=left), scout=False)
@@ -162,7 +161,7 @@ def _slowness(drift: Mapping[int, float]) -> str:
 def _pace(taken: list[Visit], spent_s: float, setup_s: float) -> Pace:
     """`spent_s` since the first visit came; a device that hands on many at once spent at least the time of their runs."""
     runs_s = [(visit.key, sum(visit.ns) / 1e9) for visit in taken]
-    besides = max(0.0, spent_s - sum(seconds for _, seconds in runs_s)) / len(taken)
+    besides = max(0.0, spent_s - sum(seconds for _, seconds in runs_s[1:])) / max(1, len(taken) - 1)
     networks = [seconds for key, seconds in runs_s if Architecture.is_key(key)]
     ops = [seconds for key, seconds in runs_s if not Architecture.is_key(key)]
     op_s = sum(ops) / len(ops) if ops else sum(networks) / len(networks) / 20
@@ -170,9 +169,12 @@ def _pace(taken: list[Visit], spent_s: float, setup_s: float) -> Pace:
     return Pace(setup_s, sum(seconds for _, seconds in runs_s) / len(taken) + besides, op_s + besides, network_s + besides)
 
 
-def affordable(models: list[Model], pace: Pace, seconds: float, stop: Stop, sources: Sequence[LatencyTable] = ()) -> list[Model]:
+def affordable(
+    models: list[Model], pace: Pace, left_s: float, plan: Plan, stop: Stop, sources: Sequence[LatencyTable] = ()
+) -> list[Model]:
     """What to measure where not everything fits: a third of the time for whole networks, or what the ops do not need; the rest
     for the ops that say most about the others."""
+    seconds = (left_s - pace.setup_s) * plan.anchor_every / (1 + plan.anchor_every) - plan.anchors * stop.min_rounds * pace.op_s
     networks = [model for model in models if Architecture.is_key(model.key)]
     by_op = {parse(model.key): model for model in models if not Architecture.is_key(model.key)}
     rounds = max(stop.min_rounds, 1)
@@ -180,21 +182,23 @@ def affordable(models: list[Model], pace: Pace, seconds: float, stop: Stop, sour
     kept = max(0, int(max(seconds / 3, seconds - len(by_op) * op_s) / network_s))
     if not by_op:
         if kept == 0:
-            raise _too_short(stop, pace, f"no time for one of {len(networks)} whole networks", network_s)
+            raise _too_short(plan, stop, pace, f"no time for one of {len(networks)} whole networks", network_s)
         return networks[:kept]
     networks = networks[:kept] if kept >= FEWEST else []
     count = int((seconds - len(networks) * network_s) / op_s)
     if count < min(FEWEST_OPS, len(by_op)):
         short = f"time for {max(count, 0)} of {len(by_op)} ops, at least {FEWEST_OPS} are needed to predict the rest"
-        raise _too_short(stop, pace, short, FEWEST_OPS * op_s)
+        raise _too_short(plan, stop, pace, short, FEWEST_OPS * op_s)
     ops = list(by_op)
     known = [{op: found.latency_ms for op, found in known_ops(source).items()} for source in sources]
     rows = worth_measuring(describe(ops, known), min(count, len(ops)))
     return [*(by_op[ops[row]] for row in sorted(rows)), *networks]
 
 
-def _too_short(stop: Stop, pace: Pace, short: str, least_s: float) -> RequestError:
-    needed = math.ceil(1.2 * (2 * pace.setup_s + least_s * 4 / 3))
+def _too_short(plan: Plan, stop: Stop, pace: Pace, short: str, least_s: float) -> RequestError:
+    """With the budget that leaves `least_s` for the models, by what `affordable` takes off, behind a scout's quarter of it."""
+    left_s = (least_s + plan.anchors * stop.min_rounds * pace.op_s) * (1 + plan.anchor_every) / plan.anchor_every + pace.setup_s
+    needed = math.ceil(1.2 * (left_s + pace.setup_s + pace.visit_s) * 4 / 3)  # of other visits the scout may find slower ones
     return RequestError(f"--budget {stop.seconds:.0f}s: {short}; give --budget {needed}s (what was measured is kept)")
 
 

@@ -15,12 +15,13 @@ from dna_deploy.arch import Architecture
 from dna_deploy.errors import RequestError, TableError
 from dna_deploy.ops import parse
 from dna_deploy.plugins import find
-from dna_deploy.predictor import LatencyPredictor, open_predictor
+from dna_deploy.predictor import LatencyPredictor, known_ops, open_predictor
 from dna_deploy.profile import Pace, affordable, profile, wanted
 from dna_deploy.table import LatencyTable, create, has_interval, header_of
 from profilers import Device, Plan, Stop, Visit, protocol
 
 DEVICE = Device("sim", "host")
+UNANCHORED = Plan(anchors=0, anchor_every=10**6)
 
 
 @cache
@@ -43,10 +44,10 @@ class Clock:
 
 
 class Simulated:
-    """Visits take `visit_s` each; `slow` is its slowness in a round."""
+    """Visits take `visit_s` each, behind `setup_s`; `slow` is its slowness in a round."""
 
-    def __init__(self, visit_s=0.0, slow=lambda round: 1.0):
-        self.visit_s, self.slow, self.clock = visit_s, slow, Clock()
+    def __init__(self, visit_s=0.0, slow=lambda round: 1.0, setup_s=0.0):
+        self.visit_s, self.slow, self.setup_s, self.clock = visit_s, slow, setup_s, Clock()
 
     def environment(self, device):
         return {"runtime": "simulated 1"}
@@ -56,6 +57,7 @@ class Simulated:
 
     def visits(self, device, models, plan):
         rng = random.Random(0)
+        self.clock.now += self.setup_s
         for round in range(plan.rounds):
             for key in plan.order([model.key for model in models], round):
                 self.clock.now += self.visit_s
@@ -129,12 +131,19 @@ def test_more_measurements_make_new_predictions(workdir, simulate, mobile):
     assert all(row.measured == second.account.measured for row in rows)
 
 
-def test_a_time_too_short_says_how_much_is_needed_and_keeps_what_was_taken(workdir, simulate, mobile):
-    simulate(Simulated(visit_s=0.02))
+@pytest.mark.parametrize(("visit_s", "setup_s"), [(0.02, 0.0), (0.1, 0.0), (0.02, 3.0)])
+def test_a_time_too_short_says_how_much_is_enough_and_keeps_what_was_taken(workdir, simulate, mobile, visit_s, setup_s):
     path = workdir / "t.jsonl"
-    with pytest.raises(RequestError, match=r"at least 10 are needed.*give --budget \d+s"):
+    simulate(Simulated(visit_s, setup_s=setup_s))
+    with pytest.raises(RequestError, match=r"at least 10 are needed.*give --budget \d+s") as short:
         profile(DEVICE, mobile, path, validate=0, plan=Plan(), stop=Stop(seconds=1.0))
-    assert sum(map(len, LatencyTable.load(path).visits.values())) >= 5
+    assert LatencyTable.load(path).visits
+    device = simulate(Simulated(visit_s, setup_s=setup_s))
+    enough = int(str(short.value).rpartition("--budget ")[2].partition("s")[0])
+    done = profile(DEVICE, mobile, path, validate=0, plan=Plan(), stop=Stop(seconds=enough, halfwidth=1e-9))
+    assert 10 <= done.account.measured < len(mobile.ops) and not done.account.unknown
+    assert min(done.table.measurements[op.key].rounds for op in known_ops(done.table)) >= 8
+    assert device.clock.now < enough + 70 * visit_s  # a round that was begun is finished
 
 
 def test_the_predictions_for_another_image_size_stay(workdir, simulate, mobile):
@@ -149,26 +158,26 @@ def test_the_predictions_for_another_image_size_stay(workdir, simulate, mobile):
 def test_a_third_of_the_time_goes_to_whole_networks(mobile):
     models = wanted(mobile, 20)
     pace = Pace(setup_s=0.0, visit_s=0.02, op_s=0.01, network_s=0.1)
-    chosen = affordable(models, pace, 30.0, Stop(min_rounds=8))
+    chosen = affordable(models, pace, 30.0, UNANCHORED, Stop(min_rounds=8))
     networks = [model for model in chosen if Architecture.is_key(model.key)]
     assert len(networks) == 20 and len(chosen) == 90  # 5.6 s are enough for the 70 ops, and 16 s for the networks
-    chosen = affordable(models, Pace(0.0, 0.02, 0.04, 0.1), 30.0, Stop(min_rounds=8))
+    chosen = affordable(models, Pace(0.0, 0.02, 0.04, 0.1), 30.0, UNANCHORED, Stop(min_rounds=8))
     networks = [model for model in chosen if Architecture.is_key(model.key)]
     assert len(networks) == 12  # 10 s of 8 rounds of 0.1 s
     assert len(chosen) - len(networks) == 63  # 20.4 s of 8 rounds of 40 ms
-    chosen = affordable(models, pace, 6.0, Stop(min_rounds=8))
+    chosen = affordable(models, pace, 6.0, UNANCHORED, Stop(min_rounds=8))
     assert not any(Architecture.is_key(model.key) for model in chosen)  # two networks would teach nothing
-    predictor_kinds = {parse(model.key).kind for model in affordable(models, pace, 1.0, Stop(min_rounds=8))}
+    predictor_kinds = {parse(model.key).kind for model in affordable(models, pace, 1.0, UNANCHORED, Stop(min_rounds=8))}
     assert predictor_kinds == {op.kind for op in mobile.ops}  # the ends of every feature, so nothing is extrapolated
 
 
 def test_where_no_ops_are_left_the_time_is_for_networks(mobile):
     networks = [model for model in wanted(mobile, 20) if Architecture.is_key(model.key)]
     pace = Pace(setup_s=0.0, visit_s=0.1, op_s=0.01, network_s=0.1)
-    assert affordable(networks, pace, 4.1, Stop(min_rounds=8)) == networks[:5]  # 8 rounds of 0.1 s each
+    assert affordable(networks, pace, 4.1, UNANCHORED, Stop(min_rounds=8)) == networks[:5]  # 8 rounds of 0.1 s each
     for seconds in (0.7, -1.0):
         with pytest.raises(RequestError, match=r"--budget 60s: no time for one of 20 whole networks; give --budget 2s"):
-            affordable(networks, pace, seconds, Stop(min_rounds=8))
+            affordable(networks, pace, seconds, UNANCHORED, Stop(min_rounds=8))
 
 
 def test_networks_that_do_not_fit_are_measured_the_next_time(workdir, simulate, tiny, capsys):
