@@ -116,7 +116,7 @@ def remark(speed: float | None) -> str | None:
 def _references(table: LatencyTable, about_ms: float) -> list[str]:
     """The table's whole networks nearest to `about_ms`; its anchors where it has no networks."""
     sure = [key for key in table.visits if has_interval(table.measurements[key])]
-    networks = [key for key in sure if Architecture.is_key(key) and Architecture.is_known(key)]
+    networks = [key for key in sure if Architecture.is_key(key) and buildable(key)]
     near = sorted(networks, key=lambda key: abs(table.measurements[key].latency_ms - about_ms))[:REFERENCES]
     return near or [key for key in anchors_of(table.sessions) if key in sure and buildable(key)]
 

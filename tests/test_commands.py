@@ -185,8 +185,12 @@ def test_searching_again_does_nothing_twice(place):
 
 
 def test_profiling_again_measures_nothing_new(place):
-    done, _ = dna("profile", "--space", TINY, "--image-size", "32", "--classes", "10", "--validate", "10", cwd=place[0])
-    assert done["measured"] == 0 and "already in the table" in done["ended"]
+    asked = ["--space", TINY, "--image-size", "32", "--classes", "10", "--validate", "10"]
+    done, said = dna("profile", *asked, "--halfwidth", "0.01%", cwd=place[0])
+    assert done["measured"] == 0 and "already in the table" in done["ended"] and done["wide"] > 0
+    assert f"{done['wide']} with an interval wider than 0.01% (--again adds a session)" in said
+    _, said = dna("profile", *asked, "--halfwidth", "nan", cwd=place[0], expect=2)
+    assert "'nan' is no share" in said
 
 
 LOSSY = """

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from dna_deploy.cli._command import POSITIVE, Duration, command
+from dna_deploy.cli._command import POSITIVE, Duration, Share, command
 
 
 @command(device="The device", space="What is measured", model="Instead of that")
@@ -30,7 +30,7 @@ from dna_deploy.cli._command import POSITIVE, Duration, command
 @click.option("--budget", type=Duration(), default="2min", help="Time to measure; what does not fit is predicted.")
 @click.option(
     "--halfwidth",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Share(),
     default=0.02,
     help="Stop once every 95 % interval is within this share of its estimate.",
 )
@@ -92,10 +92,12 @@ def main(
     path = table or OWN / f"{device}.jsonl"
     stop = Stop(halfwidth=halfwidth, seconds=budget)
     done = profile(target, laid_out, path, validate=validate, plan=Plan(), stop=stop, again=again)
-    wide = [key for key, found in done.table.measurements.items() if found.halfwidth > halfwidth]
+    wide = [found for found in done.table.measurements.values() if found.halfwidth > halfwidth]
     correction, errors = done.predictor.correction, done.predictor.errors()
     again_differs = repeatability(done.table.visits, done.table.drift)
-    say(f"{done.ended}; {len(done.table.measurements)} rows in {path}, {len(wide)} with an interval wider than {halfwidth:.0%}")
+    more = "the same command goes on" if any(found.rounds < stop.min_rounds for found in wide) else "--again adds a session"
+    narrow = f"{len(wide)} with an interval wider than {100 * halfwidth:g}%" + (f" ({more})" if wide else "")
+    say(f"{done.ended}; {len(done.table.measurements)} rows in {path}, {narrow}")
     halves = f"; halves of the rounds agree within {again_differs:.1%}" if math.isfinite(again_differs) else ""
     say(f"{laid_out.name} at {image_size} px: {done.account.text}{halves}")
     if errors is not None:
