@@ -39,7 +39,7 @@ class Run:
         with tarfile.open(self.package.tar) as archive:
             archive.extractall(folder, filter="data")
         self.results, self.lock = folder / "results.jsonl", folder / "lock"
-        self.command = [*runner, "--plan", "plan.txt", "--out", str(self.results), "--lock", str(self.lock)]
+        self.command = [*runner, "--plan", "plan.txt", "--out", str(self.results)]
         self.command += ["--runs", str(plan.runs), "--visit-ms", str(plan.visit_ms), "--max-runs", str(plan.max_runs)]
 
     def start(self, *more: str) -> "subprocess.Popen[str]":
@@ -131,6 +131,7 @@ def test_one_measures_at_a_time(runner: list[str], tmp_path: Path) -> None:
     run = Run(runner, tmp_path, ops(), Plan(rounds=500, runs=4000, visit_ms=0))
     program = runner[0]
     assert subprocess.run([program, "--lock", str(run.lock), "--holder"]).returncode == 1
+    run.command = [program, "--lock", str(run.lock), "--out", str(run.results), "--hold", *run.command]
     first = run.start()
     while not run.results.exists():
         time.sleep(0.005)
