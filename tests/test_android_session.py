@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from profilers import Device, DeviceUnavailable, Model, ModelRejected, Plan
+from profilers import Device, DeviceUnavailable, Model, ModelRejected, Plan, UnknownDevice
 from profilers._android import probe
 from profilers._android.gate import Limits
 from profilers._android.session import Session, Settings
@@ -40,11 +40,13 @@ def open_session(tmp_path: Path) -> Iterator[Callable[..., Session]]:
     except DeviceUnavailable as unavailable:
         pytest.skip(str(unavailable))
 
-    def start(limits: Limits = CALM, faults: float = 0.0, stay_on: bool = False, **device: object) -> Session:
+    def start(
+        limits: Limits = CALM, faults: float = 0.0, stay_on: bool = False, fixed_clocks: bool = False, **device: object
+    ) -> Session:
         link = LocalLink(tmp_path, faults)
         if not (tmp_path / "bin" / "dumpsys").exists():
             link.says("dumpsys", COOL)
-        settings = Settings(str(tmp_path / "base"), limits, stay_on=stay_on, longest_poll_s=1)
+        settings = Settings(str(tmp_path / "base"), limits, stay_on, fixed_clocks, longest_poll_s=1)
         session = Session(link, Device("here", "test", **device), settings)  # type: ignore[arg-type]
         session.install(installed)
         return session
@@ -157,9 +159,28 @@ def test_cores_not_given_are_refused(open_session: Callable[..., Session], tmp_p
         open_session(cores="8000000000000000")
 
 
+def test_more_threads_than_cores_are_refused(open_session: Callable[..., Session]) -> None:
+    with pytest.raises(
+        UnknownDevice, match=r"device here: 2 threads on 1 core \(\w+, mask \w+\) .*--threads 1, or as many --cores"
+    ):
+        open_session(cores=ONE, threads=2)
+    assert open_session(threads=2).mask is None  # the system chooses
+
+
 def test_pinned_sessions_work(open_session: Callable[..., Session]) -> None:
     plan = Plan(rounds=1, runs=1, visit_ms=0)
     assert len(list(open_session(cores=ONE).visits(ops()[:2], plan))) == 2
+
+
+def test_a_phone_without_fixed_performance_is_refused(open_session: Callable[..., Session], tmp_path: Path) -> None:
+    LocalLink(tmp_path).says("cmd", "")
+    open_session(fixed_clocks=True)
+    switch = "cmd power set-fixed-performance-mode-enabled"
+    tried = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("cmd")]
+    assert tried == [f"{switch} true", f"{switch} false"]
+    (tmp_path / "bin" / "cmd").write_text("#!/bin/sh\necho Failed to set FIXED_PERFORMANCE mode >&2\nexit 255\n")
+    with pytest.raises(DeviceUnavailable, match=r"refuses .* \(Failed to set FIXED_PERFORMANCE mode \(exit 255\)\); leave out"):
+        open_session(fixed_clocks=True)
 
 
 def test_what_was_changed_is_put_back(open_session: Callable[..., Session], tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from profilers._android.package import pack, parse, with_batch
 from profilers._android.runtime import Runtime, page_alignment
 from profilers._android.tensors import batches, split_outputs
 from profilers.device import Device
-from profilers.errors import DeviceUnavailable, ModelRejected
+from profilers.errors import DeviceUnavailable, ModelRejected, UnknownDevice
 from profilers.protocol import Model, Plan, Visit
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,12 @@ class Session:
         self.link, self.device, self.settings = link, device, settings
         self.look()
         self.mask = self.facts.mask(device.cores)
+        if self.mask is not None and device.threads > (count := self.mask.bit_count()):
+            raise UnknownDevice(
+                f"device {device.name}: {device.threads} threads on {count} core{'s' if count > 1 else ''} ({device.cores}, mask "
+                f"{self.mask:x}) would wait for each other; give --threads {count}, or as many --cores, a mask out of "
+                f"{', '.join(map(str, self.facts.clusters)) or 'those it has'}"
+            )
         self.runtime: Runtime | None = None
         self.version = ""  # of the runtime, as it says itself on the device
 
@@ -143,6 +149,18 @@ class Session:
             )
         self.version = answer["runtime"]
         self._prove_provider()
+        if self.settings.fixed_clocks:
+            self._prove_fixed_clocks()
+
+    def _prove_fixed_clocks(self) -> None:
+        """A phone without that mode says so only when it is switched on, which run.sh does without looking back."""
+        switch = "cmd power set-fixed-performance-mode-enabled"
+        try:  # not while somebody measures, perhaps in that mode; and to its end, whatever becomes of the link
+            self.link.ask(f"trap '' HUP; {self.holder} || {{ {switch} true && {switch} false; }}")
+        except CommandFailed as failed:
+            raise DeviceUnavailable(
+                f"{self.link.name}: it refuses Android's fixed-performance mode ({failed}); leave out --mode"
+            ) from failed
 
     def _prove_provider(self) -> None:
         """A provider that takes no node leaves all of them to the processor without a word, as NNAPI does without a driver."""
