@@ -271,16 +271,6 @@ def test_outputs_are_those_of_the_host(open_session: Callable[..., Session]) -> 
         session.run(models.refused(), {"x": np.zeros((1, 3), np.float32)})
 
 
-def test_the_time_of_a_model_is_told_node_by_node(open_session: Callable[..., Session]) -> None:
-    session = open_session()
-    nodes = session.node_times(models.quantized(), runs=5)
-    assert [node.op for node in nodes if "Conv" in node.op] and len({node.name for node in nodes}) == len(nodes)
-    assert all(len(node.us) == 5 and min(node.us) >= 0 and node.provider == "CPUExecutionProvider" for node in nodes)
-    assert not list(Path(session.settings.base).glob("run-*"))
-    with pytest.raises(ModelRejected, match="refused: local could not run it"):
-        session.node_times(models.refused(), runs=1)
-
-
 def test_a_full_device_is_said_at_once(open_session: Callable[..., Session], monkeypatch: pytest.MonkeyPatch) -> None:
     session = open_session()
     monkeypatch.setattr(

@@ -1,7 +1,7 @@
 /* dnarun: measures ONNX models with ONNX Runtime, on a phone or any other Linux machine.
  *
- *   dnarun --lib SO --plan FILE --out FILE [--from N] [--cpus HEX] [--threads N] [--provider NAME] [--spin]
- *          [--runs N] [--visit-ms MS] [--max-runs N] [--warmup N] [--keep-mb MB]
+ *   dnarun --lib SO --plan FILE --out FILE [--from N] [--cpus HEX] [--threads N] [--provider NAME]
+ *          [--runs N] [--visit-ms MS] [--max-runs N] [--keep-mb MB]
  *              measure: every visit of the plan from N on; without --from it continues where the output ends
  *   dnarun --lib SO --eval MODEL --in FILE --out FILE [--dims 1x3x8x8,...] [--cpus] [--threads] [--provider]
  *              compute: inputs and outputs are the raw tensors of a batch one after another, batch after batch
@@ -70,7 +70,7 @@ static char problem[1024]; /* what the last failed call said */
 static struct {
   const char *lib, *plan, *out, *lock, *provider, *eval, *in, *dims, *profile, *cpus;
   char **hold;
-  int threads, runs, max_runs, warmup, spin, from, holder, stop, version;
+  int threads, runs, max_runs, from, holder, stop, version;
   double visit_ms;
   long keep_mb;
 } opt = {.provider = "cpu", .threads = 1, .runs = 4, .max_runs = 20, .visit_ms = 4, .keep_mb = 512, .from = -1};
@@ -313,8 +313,7 @@ static int open_session(Model *model, const char *path) {
   if (failed(ORT(CREATE_OPTIONS, Ref *)(&options))) return 1;
   int bad = failed(ORT(SET_INTRA_THREADS, Ref, int)(options, opt.threads)) ||
             failed(ORT(SET_INTER_THREADS, Ref, int)(options, 1)) || failed(ORT(SET_OPTIMIZATION, Ref, int)(options, 99)) ||
-            failed(ORT(ADD_CONFIG, Ref, const char *, const char *)(options, "session.intra_op.allow_spinning",
-                                                                    opt.spin ? "1" : "0")) ||
+            failed(ORT(ADD_CONFIG, Ref, const char *, const char *)(options, "session.intra_op.allow_spinning", "0")) ||
             failed(ORT(ADD_CONFIG, Ref, const char *, const char *)(options, "session.use_env_allocators", "1")) ||
             append_provider(options) ||
             (opt.profile && failed(ORT(ENABLE_PROFILING, Ref, const char *)(options, opt.out))) ||
@@ -473,7 +472,6 @@ static void visit(FILE *out, int number, Step step, Entry *entry, int64_t *ns) {
   long khz_before, khz_after;
   if (!entry->open) {
     bad = open_model(&entry->model, entry->path);
-    for (int i = 0; !bad && i < opt.warmup; i++) bad = run_model(&entry->model);
     entry->open = 1;
   }
   opened = now_ns();
@@ -583,7 +581,7 @@ static int profile(void) {
   char *name = NULL;
   open_runtime();
   if (open_model(&model, opt.profile)) die(REFUSED, opt.profile, problem);
-  for (int i = 0; i < opt.warmup + opt.runs; i++)
+  for (int i = 0; i < opt.runs; i++)
     if (run_model(&model)) die(REFUSED, opt.profile, problem);
   if (failed(ORT(END_PROFILING, Ref, Ref, char **)(model.session, allocator, &name))) die(REFUSED, opt.profile, problem);
   fprintf(stdout, "%s\n", name);
@@ -615,7 +613,6 @@ static void read_call(int argc, char **argv) {
     if (!strcmp(name, "--holder")) { opt.holder = 1; continue; }
     if (!strcmp(name, "--stop")) { opt.stop = 1; continue; }
     if (!strcmp(name, "--version")) { opt.version = 1; continue; }
-    if (!strcmp(name, "--spin")) { opt.spin = 1; continue; }
     if (!value) die(WRONG_CALL, name, "unknown, or its value is missing");
     if (!strcmp(name, "--hold")) { opt.hold = argv + i + 1; return; }
     i++;
@@ -633,7 +630,6 @@ static void read_call(int argc, char **argv) {
     else if (!strcmp(name, "--threads")) opt.threads = number(name, value, 1);
     else if (!strcmp(name, "--runs")) opt.runs = number(name, value, 1);
     else if (!strcmp(name, "--max-runs")) opt.max_runs = number(name, value, 1);
-    else if (!strcmp(name, "--warmup")) opt.warmup = number(name, value, 0);
     else if (!strcmp(name, "--keep-mb")) opt.keep_mb = number(name, value, 0);
     else if (!strcmp(name, "--visit-ms")) opt.visit_ms = strtod(value, NULL);
     else die(WRONG_CALL, name, "unknown option");
