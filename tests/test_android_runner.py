@@ -145,6 +145,23 @@ def test_one_measures_at_a_time(runner: list[str], tmp_path: Path) -> None:
     assert subprocess.run([program, "--lock", str(run.lock), "--holder"]).returncode == 1
 
 
+@pytest.mark.parametrize("after", ["get", "put"])
+def test_a_stop_while_settings_are_changed_puts_them_back(runner: list[str], tmp_path: Path, after: str) -> None:
+    settings = tmp_path / "settings"
+    settings.write_text("#!/bin/sh\necho $1 $4 >>log\nsleep .5\n[ $1 = put ] || echo 3\n")
+    settings.chmod(0o755)
+    program = [runner[0], "--lock", "lock"]
+    run = ["sh", str(local.runtime().files["run.sh"]), "measure", ".", ".", "1", "0", "touch", "measured"]
+    held = [*program, "--out", "results", "--hold", *run]
+    process = subprocess.Popen(held, cwd=tmp_path, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, stderr=subprocess.DEVNULL)
+    log = tmp_path / "log"
+    while not log.exists() or after not in log.read_text():
+        time.sleep(0.01)
+    assert subprocess.run([*program, "--stop"], cwd=tmp_path).returncode == 0
+    assert process.wait(10) == 0
+    assert log.read_text() == "get\nput 7\nput 3\n" and not (tmp_path / "measured").exists()
+
+
 def evaluate(runner: list[str], folder: Path, model: Model, content: bytes, *more: str) -> "subprocess.CompletedProcess[str]":
     (folder / "m.onnx").write_bytes(model.onnx)
     (folder / "in.bin").write_bytes(content)

@@ -205,7 +205,7 @@ static int stop_holder(void) {
   for (int tries = 0; tries < 400; tries++) { /* 10 s to put the settings back: a slow phone takes one for each of them */
     int pid = lock_holder();
     if (!pid) return DONE;
-    if (tries % 200 == 0) kill(pid, tries ? SIGKILL : SIGTERM);
+    if (tries % 20 == 0) kill(pid, tries < 200 ? SIGTERM : SIGKILL);
     nanosleep(&pause, NULL);
   }
   return BUSY;

@@ -19,7 +19,7 @@ restore() {
 [ "$task" = restore ] && { restore; exit; }
 out=$3 stay_on=$4 fixed=$5
 shift 5
-trap 'stopped=1; [ "$runner" ] && kill "$runner"' TERM
+trap 'stopped=1; [ "$runner" ] && kill "$runner" 2>/dev/null' TERM
 if [ ! -f "$saved" ] && [ "$stay_on$fixed" != 00 ]; then
     {
         [ "$stay_on" = 1 ] && echo "stay_on $(settings get global stay_on_while_plugged_in | grep -E '^[0-9]+$' || echo 0)"
@@ -30,11 +30,18 @@ fi
 # again after a reboot, which forgets the fixed clocks
 [ "$stay_on" = 1 ] && settings put global stay_on_while_plugged_in 7 # any charger: a dark screen moves the shell to slow cores
 [ "$fixed" = 1 ] && cmd power set-fixed-performance-mode-enabled true
-"$@" &
-runner=$!
-[ "$stopped" ] && kill $runner # before it was there
-wait $runner
-code=$?
+if [ "$stopped" ]; then
+    code=143
+else
+    "$@" &
+    runner=$!
+    wait $runner
+    code=$?
+    while kill -0 $runner 2>/dev/null; do # the signal ended our waiting first
+        wait $runner
+        code=$?
+    done
+fi
 restore
 echo $code >"$out/exit.new"
 mv "$out/exit.new" "$out/exit"
