@@ -7,7 +7,7 @@ from pathlib import Path
 
 from profilers._android import build, runtime
 from profilers._android.facts import Facts
-from profilers._android.link import Link
+from profilers._android.link import Link, LinkLost
 from profilers._android.remote import About, RemoteProfiler
 from profilers._android.session import Session, Settings
 from profilers.device import Device
@@ -15,6 +15,7 @@ from profilers.errors import DeviceUnavailable, UnknownDevice
 
 # No question is ever asked in the middle of a run, and a dead connection is noticed within a minute.
 OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=3")
+_HOPELESS = re.compile(r"could not resolve hostname|permission denied|host key verification failed", re.I)
 _ADDRESS = re.compile(r"^[\w.@:%][\w.@:%-]*$")  # never begins with "-": ssh would take it for an option
 
 
@@ -23,6 +24,17 @@ class Ssh(Link):
 
     def __init__(self, address: str, patience_s: float = 120) -> None:
         super().__init__(address, patience_s)
+
+    def meet(self) -> None:
+        """Return when the computer answers for the first time; what no waiting mends is said at once."""
+        try:
+            self._ask_once("true", True, 30)
+        except LinkLost as lost:
+            if _HOPELESS.search(str(lost)):
+                raise DeviceUnavailable(
+                    f"{self.name}: {lost}; make this work first, without a question: ssh {self.name}"
+                ) from None
+            self.wait()
 
     def shell_command(self, command: str) -> Sequence[str]:
         return ["ssh", *OPTIONS, "--", self.name, command]
@@ -43,7 +55,7 @@ class SshProfiler(RemoteProfiler):
         if not device.address or not _ADDRESS.match(device.address):
             raise UnknownDevice(f"device {device.name}: no address to reach it; give --address USER@HOST")
         link = Ssh(device.address, self.patience_s)
-        link.wait()
+        link.meet()
         home = link.ask('echo "$HOME"').strip()
         if not re.fullmatch(r"/[\w./-]*", home):
             raise DeviceUnavailable(f"{link.name}: its home folder {home!r} has blanks or signs; use another user")

@@ -65,6 +65,13 @@ def test_without_adb_it_says_where_it_looked(tmp_path: Path, monkeypatch: pytest
         adb.connect(None, environment={"PATH": str(tmp_path)})
 
 
+def test_an_adb_that_is_not_there_is_named() -> None:
+    with pytest.raises(
+        DeviceUnavailable, match=r"adb \(/nowhere/adb\) cannot be started: No such file.*; set \$ADB to one that runs"
+    ):
+        adb.connect(None, environment={"ADB": "/nowhere/adb"})
+
+
 def test_phones_are_found_by_serial_or_model(tmp_path: Path) -> None:
     environment = fake_adb(tmp_path, "A device model:Pixel_6\nB device model:Pixel_8\nC offline")
     assert adb.connect("B", environment=environment).serial == "B"

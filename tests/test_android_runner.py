@@ -39,7 +39,7 @@ class Run:
         with tarfile.open(self.package.tar) as archive:
             archive.extractall(folder, filter="data")
         self.results, self.lock = folder / "results.jsonl", folder / "lock"
-        self.command = [*runner, "--plan", "plan.txt", "--out", str(self.results), "--lock", str(self.lock)]
+        self.command = [*runner, "--plan", "plan.txt", "--out", str(self.results)]
         self.command += ["--runs", str(plan.runs), "--visit-ms", str(plan.visit_ms), "--max-runs", str(plan.max_runs)]
 
     def start(self, *more: str) -> "subprocess.Popen[str]":
@@ -131,6 +131,7 @@ def test_one_measures_at_a_time(runner: list[str], tmp_path: Path) -> None:
     run = Run(runner, tmp_path, ops(), Plan(rounds=500, runs=4000, visit_ms=0))
     program = runner[0]
     assert subprocess.run([program, "--lock", str(run.lock), "--holder"]).returncode == 1
+    run.command = [program, "--lock", str(run.lock), "--out", str(run.results), "--hold", *run.command]
     first = run.start()
     while not run.results.exists():
         time.sleep(0.005)
@@ -142,6 +143,23 @@ def test_one_measures_at_a_time(runner: list[str], tmp_path: Path) -> None:
     assert first.wait(10) == -signal.SIGTERM
     first.communicate()
     assert subprocess.run([program, "--lock", str(run.lock), "--holder"]).returncode == 1
+
+
+@pytest.mark.parametrize("after", ["get", "put"])
+def test_a_stop_while_settings_are_changed_puts_them_back(runner: list[str], tmp_path: Path, after: str) -> None:
+    settings = tmp_path / "settings"
+    settings.write_text("#!/bin/sh\necho $1 $4 >>log\nsleep .5\n[ $1 = put ] || echo 3\n")
+    settings.chmod(0o755)
+    program = [runner[0], "--lock", "lock"]
+    run = ["sh", str(local.runtime().files["run.sh"]), "measure", ".", ".", "1", "0", "touch", "measured"]
+    held = [*program, "--out", "results", "--hold", *run]
+    process = subprocess.Popen(held, cwd=tmp_path, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, stderr=subprocess.DEVNULL)
+    log = tmp_path / "log"
+    while not log.exists() or after not in log.read_text():
+        time.sleep(0.01)
+    assert subprocess.run([*program, "--stop"], cwd=tmp_path).returncode == 0
+    assert process.wait(10) == 0
+    assert log.read_text() == "get\nput 7\nput 3\n" and not (tmp_path / "measured").exists()
 
 
 def evaluate(runner: list[str], folder: Path, model: Model, content: bytes, *more: str) -> "subprocess.CompletedProcess[str]":
@@ -239,8 +257,8 @@ def test_no_runtime_is_said(runner: list[str], tmp_path: Path) -> None:
 
 def test_the_profile_names_every_node(runner: list[str], tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(models.conv(8, batch=1).onnx)
-    command = [*runner, "--profile", "m.onnx", "--out", "times", "--runs", "3", "--warmup", "1"]
+    command = [*runner, "--profile", "m.onnx", "--out", "times", "--runs", "3"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     events = json.loads((tmp_path / done.stdout.strip()).read_text())
     kernels = [event["args"]["op_name"] for event in events if event["name"].endswith("_kernel_time")]
-    assert kernels.count("Conv") + kernels.count("FusedConv") == 4  # one run to warm up and three
+    assert kernels.count("Conv") + kernels.count("FusedConv") == 3

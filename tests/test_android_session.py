@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from profilers import Device, DeviceUnavailable, Model, ModelRejected, Plan
+from profilers import Device, DeviceUnavailable, Model, ModelRejected, Plan, UnknownDevice
 from profilers._android import probe
 from profilers._android.gate import Limits
 from profilers._android.session import Session, Settings
@@ -40,11 +40,13 @@ def open_session(tmp_path: Path) -> Iterator[Callable[..., Session]]:
     except DeviceUnavailable as unavailable:
         pytest.skip(str(unavailable))
 
-    def start(limits: Limits = CALM, faults: float = 0.0, stay_on: bool = False, **device: object) -> Session:
+    def start(
+        limits: Limits = CALM, faults: float = 0.0, stay_on: bool = False, fixed_clocks: bool = False, **device: object
+    ) -> Session:
         link = LocalLink(tmp_path, faults)
         if not (tmp_path / "bin" / "dumpsys").exists():
             link.says("dumpsys", COOL)
-        settings = Settings(str(tmp_path / "base"), limits, stay_on=stay_on, longest_poll_s=1)
+        settings = Settings(str(tmp_path / "base"), limits, stay_on, fixed_clocks, longest_poll_s=1)
         session = Session(link, Device("here", "test", **device), settings)  # type: ignore[arg-type]
         session.install(installed)
         return session
@@ -157,21 +159,56 @@ def test_cores_not_given_are_refused(open_session: Callable[..., Session], tmp_p
         open_session(cores="8000000000000000")
 
 
+def test_more_threads_than_cores_are_refused(open_session: Callable[..., Session]) -> None:
+    with pytest.raises(
+        UnknownDevice, match=r"device here: 2 threads on 1 core \(\w+, mask \w+\) .*--threads 1, or as many --cores"
+    ):
+        open_session(cores=ONE, threads=2)
+    assert open_session(threads=2).mask is None  # the system chooses
+
+
 def test_pinned_sessions_work(open_session: Callable[..., Session]) -> None:
     plan = Plan(rounds=1, runs=1, visit_ms=0)
     assert len(list(open_session(cores=ONE).visits(ops()[:2], plan))) == 2
+
+
+def test_a_phone_without_fixed_performance_is_refused(open_session: Callable[..., Session], tmp_path: Path) -> None:
+    LocalLink(tmp_path).says("cmd", "")
+    open_session(fixed_clocks=True)
+    switch = "cmd power set-fixed-performance-mode-enabled"
+    tried = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("cmd")]
+    assert tried == [f"{switch} true", f"{switch} false"]
+    (tmp_path / "bin" / "cmd").write_text("#!/bin/sh\necho Failed to set FIXED_PERFORMANCE mode >&2\nexit 255\n")
+    with pytest.raises(DeviceUnavailable, match=r"refuses .* \(Failed to set FIXED_PERFORMANCE mode \(exit 255\)\); leave out"):
+        open_session(fixed_clocks=True)
 
 
 def test_what_was_changed_is_put_back(open_session: Callable[..., Session], tmp_path: Path) -> None:
     LocalLink(tmp_path).says("settings", "3\n")  # what the user had
     session = open_session(stay_on=True)
     list(session.visits(ops()[:2], Plan(rounds=2, runs=1, visit_ms=0)))
-    end = time.monotonic() + 10
-    while (tmp_path / "base" / "saved").exists() and time.monotonic() < end:
-        time.sleep(0.05)
     changes = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("settings put")]
     name = "settings put global stay_on_while_plugged_in"
     assert changes == [f"{name} 7", f"{name} 3"]
+    assert not (tmp_path / "base" / "saved").exists()
+
+
+def test_slow_settings_are_put_back_before_they_are_changed_again(open_session: Callable[..., Session], tmp_path: Path) -> None:
+    LocalLink(tmp_path).says("settings", "3\n")
+    slow = tmp_path / "bin" / "settings"
+    kept, changes = tmp_path / "settings.txt", tmp_path / "changes"
+    slow.write_text(f"#!/bin/sh\nsleep .5\n[ $1 = get ] && exec cat {kept}\necho $4 | tee -a {changes} >{kept}\n")
+    session = open_session(Limits(drift=None, clock=0, cool_s=20), stay_on=True)
+    visits = session.visits(ops()[:3], Plan(rounds=20, runs=1000, visit_ms=0, max_runs=1000))
+    next(visits)
+    (tmp_path / "dumpsys.txt").write_text(HOT)  # the runner is stopped, and started again as soon as it is cool
+    cooled = threading.Timer(0.7, lambda: (tmp_path / "dumpsys.txt").write_text(COOL))
+    cooled.start()
+    list(visits)
+    cooled.join()
+    list(session.visits(ops()[:1], Plan(rounds=1, runs=1, visit_ms=0)))
+    assert changes.read_text().split() == ["7", "3"] * 3
+    assert not (tmp_path / "base" / "saved").exists()
 
 
 def test_a_run_that_goes_on_after_a_reboot_has_its_clocks_again(open_session: Callable[..., Session], tmp_path: Path) -> None:
@@ -232,16 +269,6 @@ def test_outputs_are_those_of_the_host(open_session: Callable[..., Session]) -> 
             session.run(model, inputs)
     with pytest.raises(ModelRejected, match="refused: local could not run it"):
         session.run(models.refused(), {"x": np.zeros((1, 3), np.float32)})
-
-
-def test_the_time_of_a_model_is_told_node_by_node(open_session: Callable[..., Session]) -> None:
-    session = open_session()
-    nodes = session.node_times(models.quantized(), runs=5)
-    assert [node.op for node in nodes if "Conv" in node.op] and len({node.name for node in nodes}) == len(nodes)
-    assert all(len(node.us) == 5 and min(node.us) >= 0 and node.provider == "CPUExecutionProvider" for node in nodes)
-    assert not list(Path(session.settings.base).glob("run-*"))
-    with pytest.raises(ModelRejected, match="refused: local could not run it"):
-        session.node_times(models.refused(), runs=1)
 
 
 def test_a_full_device_is_said_at_once(open_session: Callable[..., Session], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,7 @@ def programs(environment: Mapping[str, str] = os.environ) -> Iterator[str]:
 
 def connect(wanted: str | None, patience_s: float = 120, environment: Mapping[str, str] = os.environ) -> Adb:
     """The device of that serial or model; the only one where none is asked for. Refuses in one line that says it all."""
-    advice = "without a phone, search with a published table: dna-search --device pixel1"
+    advice = "without a phone, search with a published table, pixel1 or pixel6: dna-search --device pixel1"
     program = next(programs(environment), None)
     if program is None:
         raise DeviceUnavailable(
@@ -141,7 +141,11 @@ def _list(program: str) -> list[Attached]:
 def _call(command: Sequence[str]) -> str:
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except OSError as error:
+        raise DeviceUnavailable(
+            f"adb ({command[0]}) cannot be started: {error.strerror}; set $ADB to one that runs here, or unset it"
+        ) from error
+    except subprocess.TimeoutExpired as error:
         raise DeviceUnavailable(f"{command[0]} does not work here ({error}); try: {command[0]} kill-server") from error
     said, errors = (stream.decode("utf-8", "replace").strip() for stream in (done.stdout, done.stderr))
     if done.returncode and not said:

@@ -20,6 +20,7 @@ int close(int);
 int fcntl(int, int, ...);
 int ftruncate(int, off_t);
 int kill(int, int);
+int execvp(const char *, char *const *);
 int getpid(void);
 unsigned long getauxval(unsigned long);
 long syscall(long, ...);
@@ -80,4 +81,5 @@ void __libc_init(void *, void (*)(void), int (*)(int, char **), const void *) __
 #define CLOCK_MONOTONIC 1
 #define SYS_sched_setaffinity 122
 #define SYS_sched_getaffinity 123
+#define SYS_prctl 167
 #define SYS_getcpu 168

@@ -1,14 +1,16 @@
 /* dnarun: measures ONNX models with ONNX Runtime, on a phone or any other Linux machine.
  *
- *   dnarun --lib SO --plan FILE --out FILE --lock FILE [--from N] [--cpus HEX] [--threads N] [--provider NAME] [--spin]
- *          [--runs N] [--visit-ms MS] [--max-runs N] [--warmup N] [--keep-mb MB]
+ *   dnarun --lib SO --plan FILE --out FILE [--from N] [--cpus HEX] [--threads N] [--provider NAME]
+ *          [--runs N] [--visit-ms MS] [--max-runs N] [--keep-mb MB]
  *              measure: every visit of the plan from N on; without --from it continues where the output ends
  *   dnarun --lib SO --eval MODEL --in FILE --out FILE [--dims 1x3x8x8,...] [--cpus] [--threads] [--provider]
  *              compute: inputs and outputs are the raw tensors of a batch one after another, batch after batch
  *   dnarun --lib SO --profile MODEL --out PREFIX [--runs N] ...
  *              the time of each node, in ONNX Runtime's own format
+ *   dnarun --lock FILE --out FILE --hold COMMAND...
+ *              become the command, which measures into that file; until it ends nobody else may
  *   dnarun --lock FILE --holder | --stop
- *              who measures here now ("PID OUT", exit 1 if nobody); end it
+ *              who measures here now ("PID OUT", exit 1 if nobody); end it, and return when it has ended
  *   dnarun --lib SO --version
  *
  * A plan is text: "m<TAB>PATH<TAB>KEY" names a model (KEY is a JSON string, quotes included, copied into the output),
@@ -67,7 +69,8 @@ static char problem[1024]; /* what the last failed call said */
 
 static struct {
   const char *lib, *plan, *out, *lock, *provider, *eval, *in, *dims, *profile, *cpus;
-  int threads, runs, max_runs, warmup, spin, from, holder, stop, version;
+  char **hold;
+  int threads, runs, max_runs, from, holder, stop, version;
   double visit_ms;
   long keep_mb;
 } opt = {.provider = "cpu", .threads = 1, .runs = 4, .max_runs = 20, .visit_ms = 4, .keep_mb = 512, .from = -1};
@@ -154,9 +157,10 @@ static void flush(FILE *file) {
   if (fflush(file) || ferror(file)) die(NO_FILE, opt.out, strerror(errno));
 }
 
-/* ---- one measuring process a machine ----
+/* ---- one run a machine ----
  * Two at once would spoil each other's times. A POSIX lock ends with its process however that ends (kill -9, reboot),
- * and the kernel tells who holds it, so no file with a process number can go stale. */
+ * and the kernel tells who holds it, so no file with a process number can go stale. It outlives exec: the holder is run.sh,
+ * from before it changes the phone's settings until it has put them back. */
 
 static int lock_holder(void) {
   struct flock ask = {.l_type = F_WRLCK};
@@ -169,7 +173,7 @@ static int lock_holder(void) {
 
 static void take_lock(void) {
   struct flock whole = {.l_type = F_WRLCK};
-  int fd = open(opt.lock, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  int fd = open(opt.lock, O_RDWR | O_CREAT, 0644);
   if (fd < 0) die(NO_FILE, opt.lock, strerror(errno));
   if (fcntl(fd, F_SETLK, &whole)) {
     if (errno != EACCES && errno != EAGAIN) die(NO_FILE, opt.lock, strerror(errno));
@@ -179,6 +183,12 @@ static void take_lock(void) {
   if (!file || ftruncate(fd, 0)) die(NO_FILE, opt.lock, strerror(errno));
   fprintf(file, "%s\n", opt.out);
   fflush(file);
+}
+
+static int hold(void) {
+  take_lock();
+  execvp(opt.hold[0], opt.hold);
+  die(WRONG_CALL, opt.hold[0], strerror(errno));
 }
 
 static int show_holder(void) {
@@ -192,10 +202,10 @@ static int show_holder(void) {
 
 static int stop_holder(void) {
   struct timespec pause = {0, 50000000};
-  for (int tries = 0; tries < 100; tries++) {
+  for (int tries = 0; tries < 400; tries++) { /* 10 s to put the settings back: a slow phone takes one for each of them */
     int pid = lock_holder();
     if (!pid) return DONE;
-    if (tries % 40 == 0) kill(pid, tries ? SIGKILL : SIGTERM);
+    if (tries % 20 == 0) kill(pid, tries < 200 ? SIGTERM : SIGKILL);
     nanosleep(&pause, NULL);
   }
   return BUSY;
@@ -303,8 +313,7 @@ static int open_session(Model *model, const char *path) {
   if (failed(ORT(CREATE_OPTIONS, Ref *)(&options))) return 1;
   int bad = failed(ORT(SET_INTRA_THREADS, Ref, int)(options, opt.threads)) ||
             failed(ORT(SET_INTER_THREADS, Ref, int)(options, 1)) || failed(ORT(SET_OPTIMIZATION, Ref, int)(options, 99)) ||
-            failed(ORT(ADD_CONFIG, Ref, const char *, const char *)(options, "session.intra_op.allow_spinning",
-                                                                    opt.spin ? "1" : "0")) ||
+            failed(ORT(ADD_CONFIG, Ref, const char *, const char *)(options, "session.intra_op.allow_spinning", "0")) ||
             failed(ORT(ADD_CONFIG, Ref, const char *, const char *)(options, "session.use_env_allocators", "1")) ||
             append_provider(options) ||
             (opt.profile && failed(ORT(ENABLE_PROFILING, Ref, const char *)(options, opt.out))) ||
@@ -463,7 +472,6 @@ static void visit(FILE *out, int number, Step step, Entry *entry, int64_t *ns) {
   long khz_before, khz_after;
   if (!entry->open) {
     bad = open_model(&entry->model, entry->path);
-    for (int i = 0; !bad && i < opt.warmup; i++) bad = run_model(&entry->model);
     entry->open = 1;
   }
   opened = now_ns();
@@ -491,7 +499,7 @@ static void visit(FILE *out, int number, Step step, Entry *entry, int64_t *ns) {
 
 static int measure(void) {
   static int64_t ns[MAX_SAMPLES];
-  take_lock();
+  syscall(SYS_prctl, 1 /* PR_SET_PDEATHSIG */, SIGKILL, 0, 0, 0); /* whoever holds the lock for us is gone: so is the lock */
   Plan plan = read_plan();
   FILE *out = fopen(opt.out, "ab");
   if (!out) die(NO_FILE, opt.out, strerror(errno));
@@ -573,7 +581,7 @@ static int profile(void) {
   char *name = NULL;
   open_runtime();
   if (open_model(&model, opt.profile)) die(REFUSED, opt.profile, problem);
-  for (int i = 0; i < opt.warmup + opt.runs; i++)
+  for (int i = 0; i < opt.runs; i++)
     if (run_model(&model)) die(REFUSED, opt.profile, problem);
   if (failed(ORT(END_PROFILING, Ref, Ref, char **)(model.session, allocator, &name))) die(REFUSED, opt.profile, problem);
   fprintf(stdout, "%s\n", name);
@@ -605,8 +613,8 @@ static void read_call(int argc, char **argv) {
     if (!strcmp(name, "--holder")) { opt.holder = 1; continue; }
     if (!strcmp(name, "--stop")) { opt.stop = 1; continue; }
     if (!strcmp(name, "--version")) { opt.version = 1; continue; }
-    if (!strcmp(name, "--spin")) { opt.spin = 1; continue; }
     if (!value) die(WRONG_CALL, name, "unknown, or its value is missing");
+    if (!strcmp(name, "--hold")) { opt.hold = argv + i + 1; return; }
     i++;
     if (!strcmp(name, "--lib")) opt.lib = value;
     else if (!strcmp(name, "--plan")) opt.plan = value;
@@ -622,7 +630,6 @@ static void read_call(int argc, char **argv) {
     else if (!strcmp(name, "--threads")) opt.threads = number(name, value, 1);
     else if (!strcmp(name, "--runs")) opt.runs = number(name, value, 1);
     else if (!strcmp(name, "--max-runs")) opt.max_runs = number(name, value, 1);
-    else if (!strcmp(name, "--warmup")) opt.warmup = number(name, value, 0);
     else if (!strcmp(name, "--keep-mb")) opt.keep_mb = number(name, value, 0);
     else if (!strcmp(name, "--visit-ms")) opt.visit_ms = strtod(value, NULL);
     else die(WRONG_CALL, name, "unknown option");
@@ -633,6 +640,7 @@ int main(int argc, char **argv) {
   read_call(argc, argv);
   if (opt.lock && opt.holder) return show_holder();
   if (opt.lock && opt.stop) return stop_holder();
+  if (opt.lock && opt.out && opt.hold) return hold();
   if (!opt.lib) die(WRONG_CALL, "--lib", "missing: the libonnxruntime.so to use");
   if (opt.cpus) pin();
   if (opt.version) {
@@ -642,6 +650,6 @@ int main(int argc, char **argv) {
   }
   if (opt.eval && opt.in && opt.out) return evaluate();
   if (opt.profile && opt.out) return profile();
-  if (opt.plan && opt.out && opt.lock) return measure();
-  die(WRONG_CALL, "what to do", "give --plan --out --lock, or --eval --in --out, or --profile --out, or --version");
+  if (opt.plan && opt.out) return measure();
+  die(WRONG_CALL, "what to do", "give --plan --out, or --eval --in --out, or --profile --out, or --version");
 }

@@ -17,7 +17,6 @@ echo "== cores"; cd /sys/devices/system/cpu; for c in cpu[0-9]*; do khz=0; capac
 { read -r khz <$c/cpufreq/cpuinfo_max_freq; read -r capacity <$c/cpu_capacity
 read -r governor <$c/cpufreq/scaling_governor; } 2>/dev/null
 echo $c $khz $capacity $governor; done
-echo "== status"; grep -E 'Cpus_allowed:|Seccomp:' /proc/self/status
 echo "== memory"; grep MemAvailable /proc/meminfo
 echo "== page"; getconf PAGE_SIZE 2>/dev/null
 echo "== load"; cat /proc/loadavg 2>/dev/null
@@ -58,8 +57,6 @@ class Facts:
     board: str
     system: str
     clusters: Sequence[Cluster]  # slowest first
-    allowed: int | None  # mask of the cores the shell may use
-    seccomp: bool
     memory_mb: int | None
     page_bytes: int | None
     load: float | None
@@ -117,7 +114,6 @@ class Facts:
 def read_facts(text: str) -> Facts:
     """The answer to QUESTION."""
     parts = sections(text)
-    status = dict(re.findall(r"^(\w+):\s*(\S+)", parts.get("status", ""), re.M))
     machine, board, system = [*(line.strip() for line in parts.get("machine", "").splitlines()), "", "", ""][:3]
     awake = re.search(r"mWakefulness=(\w+)", parts.get("awake", ""))
     return Facts(
@@ -126,8 +122,6 @@ def read_facts(text: str) -> Facts:
         board=board,
         system=system,
         clusters=read_clusters(parts.get("cores", "")),
-        allowed=int(status["Cpus_allowed"].replace(",", ""), 16) if "Cpus_allowed" in status else None,
-        seccomp=status.get("Seccomp", "0") != "0",
         memory_mb=_number(r"MemAvailable:\s*(\d+)", parts.get("memory", ""), 1024),
         page_bytes=_number(r"^(\d+)", parts.get("page", "")),
         load=float(parts["load"].split()[0]) if parts.get("load", "").split() else None,

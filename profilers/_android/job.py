@@ -42,19 +42,20 @@ class Job:
         self.results = f"{folder}/results.jsonl"
 
     def _start_command(self, start: int) -> str:
-        """Safe to say twice: a run that is under way is left alone, and the runner's own lock guards what remains."""
+        """Safe to say twice: a run that is under way is left alone, and its lock guards what remains."""
         session, plan = self.session, self.plan
         memory_mb = session.facts.memory_mb // 4 if session.facts.memory_mb else 512
         runner = session.runner(
-            *(*session.how, "--plan", "plan.txt", "--out", self.results, "--lock", session.lock),
+            *(*session.how, "--plan", "plan.txt", "--out", self.results),
             *("--from", str(start), "--runs", str(plan.runs), "--visit-ms", str(plan.visit_ms)),
             *("--max-runs", str(plan.max_runs), "--keep-mb", str(memory_mb)),
         )
         changes = f"{int(session.settings.stay_on)} {int(session.settings.fixed_clocks)}"
-        measure = f"sh {session.folder}/run.sh measure {session.settings.base} {self.folder} {changes} {runner}"
+        hold = session.runner("--lock", session.lock, "--out", self.results, "--hold")
+        measure = f"{hold} sh {session.folder}/run.sh measure {session.settings.base} {self.folder} {changes} {runner}"
         return (
             f'case "$({session.holder})" in *" {self.results}") ;; '
-            f'"") cd {self.folder} && rm -f exit && (nohup setsid {measure} >/dev/null 2>&1 </dev/null &) ;; *) exit 6 ;; esac'
+            f'"") cd {self.folder} && rm -f exit && (nohup setsid {measure} >>log 2>&1 </dev/null &) ;; *) exit 6 ;; esac'
         )
 
     def _start(self, start: int) -> None:
@@ -204,10 +205,9 @@ class Job:
         log.info("%s: %d of %d visits, %.0f s left", self.link.name, accepted, total, left)
 
     def end(self) -> None:
-        """Stop our run, if it is still there, and take its files away; what it changed it puts back itself."""
+        """Stop our run, if it is still there, wait until it has put back what it changed, and take its files away."""
         stop = f'case "$({self.session.holder})" in *" {self.folder}/"*) {self.session.stopping} ;; esac'
-        # renamed first: run.sh may be about to write down how the run has ended
-        self.link.tidy(f"{stop}; mv {self.folder} {self.folder}.old; rm -rf {self.folder}.*")
+        self.link.tidy(f"{stop}; rm -rf {self.folder} {self.folder}.*")
 
 
 @dataclass(frozen=True)

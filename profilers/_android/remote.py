@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from profilers._android.facts import Facts
 from profilers._android.gate import Limits
-from profilers._android.nodes import NodeTime
 from profilers._android.runtime import Runtime
 from profilers._android.session import Session
 from profilers.device import Device
@@ -73,10 +72,6 @@ class RemoteProfiler(ABC):
 
     def run(self, device: Device, model: Model, inputs: Mapping[str, object]) -> list[object]:
         return self.open(device).run(model, inputs)
-
-    def node_times(self, device: Device, model: Model, runs: int = 20) -> list[NodeTime]:
-        """Where the time of a model goes, node by node; the sum is above its latency, as each node is timed too."""
-        return self.open(device).node_times(model, runs)
 
     def open(self, device: Device) -> Session:
         """The session on the device, its runtime in place and proven."""

@@ -19,12 +19,11 @@ from profilers._android.facts import QUESTION, Facts, read_facts
 from profilers._android.gate import Limits
 from profilers._android.job import FATAL, Job
 from profilers._android.link import CommandFailed, Link
-from profilers._android.nodes import NodeTime, read_node_times
-from profilers._android.package import pack, parse, with_batch
+from profilers._android.package import pack, parse
 from profilers._android.runtime import Runtime, page_alignment
 from profilers._android.tensors import batches, split_outputs
 from profilers.device import Device
-from profilers.errors import DeviceUnavailable, ModelRejected
+from profilers.errors import DeviceUnavailable, ModelRejected, UnknownDevice
 from profilers.protocol import Model, Plan, Visit
 
 log = logging.getLogger(__name__)
@@ -46,6 +45,12 @@ class Session:
         self.link, self.device, self.settings = link, device, settings
         self.look()
         self.mask = self.facts.mask(device.cores)
+        if self.mask is not None and device.threads > (count := self.mask.bit_count()):
+            raise UnknownDevice(
+                f"device {device.name}: {device.threads} threads on {count} core{'s' if count > 1 else ''} ({device.cores}, mask "
+                f"{self.mask:x}) would wait for each other; give --threads {count}, or as many --cores, a mask out of "
+                f"{', '.join(map(str, self.facts.clusters)) or 'those it has'}"
+            )
         self.runtime: Runtime | None = None
         self.version = ""  # of the runtime, as it says itself on the device
 
@@ -143,14 +148,30 @@ class Session:
             )
         self.version = answer["runtime"]
         self._prove_provider()
+        if self.settings.fixed_clocks:
+            self._prove_fixed_clocks()
+
+    def _prove_fixed_clocks(self) -> None:
+        """A phone without that mode says so only when it is switched on, which run.sh does without looking back."""
+        switch = "cmd power set-fixed-performance-mode-enabled"
+        try:  # not while somebody measures, perhaps in that mode; and to its end, whatever becomes of the link
+            self.link.ask(f"trap '' HUP; {self.holder} || {{ {switch} true && {switch} false; }}")
+        except CommandFailed as failed:
+            raise DeviceUnavailable(
+                f"{self.link.name}: it refuses Android's fixed-performance mode ({failed}); leave out --mode"
+            ) from failed
 
     def _prove_provider(self) -> None:
         """A provider that takes no node leaves all of them to the processor without a word, as NNAPI does without a driver."""
         if self.device.provider == "cpu":
             return
-        with self._scratch() as folder:
-            nodes = self._profile(f"{self.folder}/probe.onnx", folder, runs=1)
-        if all(node.provider == "CPUExecutionProvider" for node in nodes):
+        with tempfile.TemporaryDirectory() as scratch, self._scratch() as folder:
+            which = ("--profile", f"{self.folder}/probe.onnx", "--out", f"{folder}/profile", "--runs", "1")
+            said = self.link.ask(self.runner(*self.how, *which), timeout_s=600)
+            profile = Path(scratch) / "profile.json"
+            self.link.fetch(said.strip().splitlines()[-1], profile)
+            events = json.loads(profile.read_text(encoding="utf-8"))
+        if all(event["args"].get("provider") in (None, "CPUExecutionProvider") for event in events if event.get("cat") == "Node"):
             raise DeviceUnavailable(
                 f"{self.link.name}: provider {self.device.provider} does not answer there: it left every node of the test "
                 "network to the processor; use --provider cpu or xnnpack"
@@ -174,21 +195,6 @@ class Session:
             with self._answers_for(model):
                 answer, data = self._evaluate(f"{folder}/model.onnx", f"{folder}/in.bin", given.dims)
         return split_outputs(data, answer)
-
-    def node_times(self, model: Model, runs: int) -> list[NodeTime]:
-        """How long each node of the model takes, in the order the runtime runs them."""
-        with tempfile.TemporaryDirectory() as scratch, self._scratch() as folder:
-            self._put(Path(scratch), with_batch(model, self.device.batch).SerializeToString(), f"{folder}/model.onnx")
-            with self._answers_for(model):
-                return self._profile(f"{folder}/model.onnx", folder, runs)
-
-    def _profile(self, model: str, folder: str, runs: int) -> list[NodeTime]:
-        which = ("--profile", model, "--out", f"{folder}/times", "--warmup", "1", "--runs", str(runs))
-        said = self.link.ask(self.runner(*self.how, *which), timeout_s=600)
-        with tempfile.TemporaryDirectory() as scratch:
-            local = Path(scratch) / "times.json"
-            self.link.fetch(said.strip().splitlines()[-1], local)
-            return read_node_times(local.read_text(encoding="utf-8"), warmup=1)
 
     @contextmanager
     def _scratch(self) -> Iterator[str]:

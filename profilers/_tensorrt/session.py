@@ -97,7 +97,7 @@ class Session:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             self._enqueue()
-        return Timed(self._stream, graph.replay, memory)
+        return Timed(self._stream, graph.replay, (self, memory))
 
     def layer_ms(self, batch: int, runs: int = 20) -> dict[str, float]:
         """The median time of each layer, by its name. The profiler makes layers wait for each other: never time a run with it."""
@@ -171,7 +171,7 @@ class Timed:
 
     stream: "torch.cuda.Stream"
     run: Callable[[], None]
-    memory: object = None  # that the run reads and writes, where nothing else keeps it
+    keeps: object = None  # what the run uses, where it does not hold on to it itself: a graph has only addresses
 
     def ns(self) -> int:
         """One run, from its first kernel to its last, without copies from or to the host."""
