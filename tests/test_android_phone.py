@@ -234,7 +234,9 @@ def test_a_phone_that_gets_hot_is_let_cool(
         while not list((phone.root / BASE.lstrip("/")).glob("job-*/results.jsonl")) or len(results(phone)) < 2:
             time.sleep(0.02)
         phone.heat(3, skin=44.0)
-        time.sleep(3)
+        end = time.monotonic() + 60
+        while "thermal status 3" not in caplog.text and time.monotonic() < end:
+            time.sleep(0.1)
         phone.heat(0)
 
     heated = threading.Thread(target=heat_as_soon_as_it_runs)
