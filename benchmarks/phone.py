@@ -53,7 +53,7 @@ def run_here(ops: Sequence[Model], plan: Plan) -> tuple[list[dict], float]:
         with tarfile.open(pack(Path(folder) / "jobs.tar", ops, plan, 1).tar) as archive:
             archive.extractall(folder, filter="data")
         command = [str(installed.files["dnarun"]), "--lib", str(installed.files["libonnxruntime.so"]), "--cpus", f"{core:x}"]
-        command += ["--plan", "plan.txt", "--out", "r.jsonl", "--lock", "lock", "--runs", str(plan.runs)]
+        command += ["--plan", "plan.txt", "--out", "r.jsonl", "--runs", str(plan.runs)]
         command += ["--visit-ms", str(plan.visit_ms), "--max-runs", str(plan.max_runs), "--keep-mb", "4000"]
         began = time.perf_counter()
         subprocess.run(command, cwd=folder, check=True)
