@@ -194,11 +194,14 @@ def test_networks_of_the_same_size_are_the_reference_for_a_measurement(tiny, tmp
     create(path, Header("board", "test", {"name": "board"}, {}))
     with appending(path) as out:
         out.add(Session("2026-01-01T00:00:00Z", 0, [tiny.ops[0].key], {}))
-        out.add(VisitRow(tiny.ops[0].key, 0, [1_000]))
+        for round in range(6):
+            out.add(VisitRow(tiny.ops[0].key, round, [1_000]))
+        out.add(VisitRow(arches[0].key, 0, [5_000_000]))  # read once is not measured
     assert _references(LatencyTable.load(path), 5.0) == [tiny.ops[0].key]
     with appending(path) as out:
         for place, arch in enumerate(arches):
-            out.add(VisitRow(arch.key, 0, [(1 + place) * 1_000_000]))
+            for round in range(6):
+                out.add(VisitRow(arch.key, round, [(1 + place) * 1_000_000]))
     assert set(_references(LatencyTable.load(path), 4.1)) == {arch.key for arch in arches[1:6]}
     assert set(_references(LatencyTable.load(path), 1e9)) == {arch.key for arch in arches[-5:]}
 
