@@ -11,7 +11,9 @@ from dna_deploy.errors import CheckFailed, MachineError, first_line
 
 CPU = ("CPUExecutionProvider",)
 OPENED = """
-import sys, numpy, onnxruntime
+import sys
+sys.path = [place for place in sys.path if place]  # not the current folder: that may be a bundle, which runs no code here
+import numpy, onnxruntime
 options = onnxruntime.SessionOptions()
 options.log_severity_level = 4
 session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
