@@ -138,7 +138,7 @@ def write_bundle(
     spread = float(right.std())
     in_fp32, known = replace(options, precision="fp32"), models[PORTABLE].files if PORTABLE in models else [PORTABLE]
     models[PORTABLE], answers[PORTABLE] = Packed("onnx", in_fp32, TOLERANCES["fp32"] * spread, known), right
-    files = _belonging(made, exporter)
+    files = belonging(made, exporter)
     models[model.name] = Packed(exporter.name, options, TOLERANCES[options.precision] * spread, files)
     answers[model.name] = right if model.name == PORTABLE else exporter.load(model)(prepared)
     write_arrays(folder / "golden.npz", {"images": pixels, **answers})
@@ -166,10 +166,11 @@ def write_bundle(
     return manifest
 
 
-def _belonging(made: Sequence[Path], exporter: Exporter) -> list[str]:
+def belonging(made: Sequence[Path], exporter: Exporter) -> list[str]:
     """The model's file, what it was made from, and what lies beside it: under its name with an ending, or another suffix."""
     model = made[-1]
-    beside = [*model.parent.glob(f"{model.name}.*"), *(model.with_suffix(suffix) for suffix in exporter.beside)]
+    named = [file for file in model.parent.iterdir() if file.name.startswith(f"{model.name}.")]
+    beside = [*named, *(model.with_suffix(suffix) for suffix in exporter.beside)]
     return sorted({file.name for file in (*made, *beside) if file.is_file()})
 
 

@@ -1,12 +1,13 @@
 """The third recipe: write a network in a deployment format step by step, hold every step against the one before, measure it."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from dna_deploy.bundle import GOLDEN, LOGITS, PORTABLE, VERIFICATION, write_bundle
+from dna_deploy.bundle import GOLDEN, LOGITS, PORTABLE, VERIFICATION, belonging, write_bundle
 from dna_deploy.chain import stem, steps
 from dna_deploy.errors import CannotRun, CheckFailed, DnaError, RequestError, TableError, first_line
 from dna_deploy.exporters._exporter import Exporter, Options
@@ -44,9 +45,10 @@ def export(
     output: Path | None = None,
     device: str | None = None,
 ) -> Exported:
-    """Raises CheckFailed at the first step that is not the one before it; the files and the figures stay to look at.
+    """Raises CheckFailed at the first step that is not the one before it.
 
-    With a `device` the file is run there too, over the whole test set.
+    Until it is verified everything lies in a folder FILE.unverified, where it stays to look at if it fails; what an earlier
+    export left is replaced by what passed only. With a `device` the file is run there too, over the whole test set.
     """
     exporter: Exporter = find("exporters", format)
     if device is not None:
@@ -55,8 +57,8 @@ def export(
         raise RequestError(f"--precision {options.precision}: {exporter.name} carries {', '.join(exporter.precisions)}")
     if exporter.check is not None:
         exporter.check(options)
-    path = output or original.folder / f"{stem(options.precision)}{exporter.suffix}"
-    say(f"exporting {original.name} to {path}, checked on {original.test.about}")
+    target = output or original.folder / f"{stem(options.precision)}{exporter.suffix}"
+    say(f"exporting {original.name} to {target}, checked on {original.test.about}")
     first = before = original.step
     trained = logits = outputs(first, original.test, options.largest_batch)
     if unknown := int((~np.isfinite(trained)).any(1).sum()):
@@ -64,12 +66,15 @@ def export(
             f"{original.name}: answers {unknown} of {original.test.about} with NaN or infinity before anything was exported; its "
             "weights or its preprocessing are damaged"
         )
+    work = target.with_name(f"{target.name}.unverified")
+    path = work / target.name
+    shutil.rmtree(work, ignore_errors=True)
     links: list[Link] = []
     made: list[Step] = []
     answers = {first.name: trained}
     not_run = None
     try:
-        for step in steps(original, exporter, options, path):
+        for step in steps(replace(original, folder=work), exporter, options, path):
             found, after = compare(before, logits, step, original.test, options.largest_batch, limits[step.precision])
             links.append(found if found.ok else replace(found, first_bad=_first_bad(original, exporter, before, step)))
             answers[f"{len(links)} {step.name}"] = after
@@ -92,14 +97,18 @@ def export(
     verification = Verification(path.name, digest, original.test.about, links, latency, not_run, there)
     write_json(path.with_name(f"{path.name}{VERIFICATION}"), verification)
     save_logits(path.with_name(f"{path.name}{LOGITS}"), original.test.labels, answers)
+    alone = "one file alone was asked for" if output else not_run
+    if verification.ok:
+        for name in belonging([path] if alone else [step.path for step in made if step.path], exporter):
+            path.with_name(name).replace(target.with_name(name))
+        shutil.rmtree(work)
     if original.picked is not None and output is None:
         _report(Pick(original.folder.parent))
     if not verification.ok:
         last = there or links[-1]
-        place = f"{last.file or path}: step {last.step}"
+        place = f"{path.with_name(last.file) if last.file else path}: step {last.step}"
         raise CheckFailed(f"{place} is not the network it was made from: {'; '.join(failures(last))}")
-    no_bundle = "one file alone was asked for" if output else not_run or _pack(original, exporter, options, path, made)
-    return Exported(path, verification, no_bundle)
+    return Exported(target, verification, alone or _pack(original, exporter, options, target, made))
 
 
 def _first_bad(original: Original, exporter: Exporter, before: Step, step: Step) -> str:
@@ -134,7 +143,9 @@ def _pack(original: Original, exporter: Exporter, options: Options, path: Path, 
     """The export folder becomes a bundle that can be checked anywhere; returns why it does not, where it does not."""
     portable = path.with_name(PORTABLE)
     options = replace(options, opset=options.opset or exporter.opset)
-    if all(step.path != portable for step in made):  # a format made from the module needs no ONNX file; a bundle does
+    if all(
+        step.path is None or step.path.name != PORTABLE for step in made
+    ):  # a format made from the module needs no ONNX file; a bundle does
         try:
             find("exporters", "onnx").write(original.network, original.contract, portable, options)
             require_survived(portable)
@@ -142,7 +153,7 @@ def _pack(original: Original, exporter: Exporter, options: Options, path: Path, 
             say(f"{path.parent} is no bundle: its portable ONNX file could not be written ({error})")
             return f"its portable ONNX file could not be written ({error})"
     images = original.test.at(range(min(GOLDEN, original.test.count)))
-    files = [step.path for step in made if step.path and step.path.is_file()]
+    files = [file for step in made if step.path and (file := path.with_name(step.path.name)).is_file()]
     write_bundle(
         path.parent, original.name, original.contract, files, exporter, options, images, original.made_from, original.licences
     )

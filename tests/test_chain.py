@@ -15,10 +15,11 @@ from dna_deploy.errors import CheckFailed, RequestError
 from dna_deploy.export import export
 from dna_deploy.exporters import onnx as portable
 from dna_deploy.exporters._exporter import Contract, Options
+from dna_deploy.files import read_json
 from dna_deploy.original import Original
 from dna_deploy.plugins import find
 from dna_deploy.run import Picked
-from dna_deploy.verify import Inputs
+from dna_deploy.verify import LIMITS, Inputs, Verification
 
 CONTRACT = Contract(16, (0.5,) * 3, (0.5,) * 3, ("a", "b", "c"))
 EXPORTER = """
@@ -119,7 +120,26 @@ def test_a_fault_of_simplifying_is_found_there_and_the_layer_is_named(original, 
         CheckFailed, match=r"model\.onnx: step simplified .*first wrong at tensor \S+ \(Conv, module 3, weights 3\.weight\)"
     ):
         export(original, "onnx", Options())
-    assert (original.folder / "model.exported.onnx").is_file()  # what it was made from stays to look at
+    assert (original.folder / "model.onnx.unverified" / "model.exported.onnx").is_file()  # stays to look at
+
+
+def test_what_an_earlier_export_left_is_touched_by_what_passes_only(original, tmp_path):
+    def files():
+        return {file.name: file.read_bytes() for file in original.folder.iterdir() if file.is_file()}
+
+    export(original, "onnx", Options("fp16"))
+    before = files()
+    strict = {key: replace(limit, largest_difference=1e-12) for key, limit in LIMITS.items()}
+    with pytest.raises(CheckFailed, match=r"export/model-fp16\.onnx\.unverified/model\.exported\.onnx: step onnx is not"):
+        export(original, "onnx", Options("fp16"), strict)
+    failed = original.folder / "model-fp16.onnx.unverified"
+    left = read_json(failed / "model-fp16.onnx.verification.json", Verification)
+    assert left.sha256 is None and not left.ok and files() == before
+    done = export(original, "onnx", Options("fp16", opset=20), output=tmp_path / "else[1]" / "x.onnx")
+    assert files() == before and done.path.is_file()
+    assert {file.name for file in done.path.parent.iterdir()} == {"x.onnx", "x.onnx.verification.json", "x.onnx.logits.npz"}
+    export(original, "onnx", Options("fp16"))
+    assert not failed.exists()
 
 
 def test_a_fault_of_another_runtime_is_searched_by_that_runtime(original, tmp_path):
