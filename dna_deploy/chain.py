@@ -44,7 +44,7 @@ def graphs(original: Original, exporter: Exporter, options: Options, last: Path 
     kind = "-symmetric" if exporter.symmetric_int8 and precision == "int8" else ""
     last = last or original.folder / f"{stem(precision)}{kind}.onnx"
     graph = last if precision == "fp32" else original.folder / f"{stem('fp32')}.onnx"
-    exported = graph.with_name(f"{graph.stem}.exported.onnx")
+    exported = original.folder / f"{graph.stem}.exported.onnx"
     portable.write_exported(original.network, original.contract, exported, options)
     yield Step("onnx", "fp32", _run(exported), exported)
     portable.write_simplified(exported, original.contract, graph, options)

@@ -2,8 +2,10 @@
 
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +13,7 @@ from dna_deploy.bundle import GOLDEN, LOGITS, PORTABLE, VERIFICATION, belonging,
 from dna_deploy.chain import stem, steps
 from dna_deploy.errors import CannotRun, CheckFailed, DnaError, RequestError, TableError, first_line
 from dna_deploy.exporters._exporter import Exporter, Options
-from dna_deploy.files import sha256, write_json
+from dna_deploy.files import alone, sha256, write_json
 from dna_deploy.locate import locate
 from dna_deploy.measure import Latency, device_of, measure_runs, measure_whole
 from dna_deploy.on_device import require_device, run_on_device
@@ -21,12 +23,12 @@ from dna_deploy.progress import say
 from dna_deploy.reference import Graph, Module
 from dna_deploy.report import write_report
 from dna_deploy.run import Pick, Picked
-from dna_deploy.session import require_survived
 from dna_deploy.subgraph import onnxruntime_run
 from dna_deploy.table import LatencyTable
 from dna_deploy.verify import LIMITS, Limits, Link, Step, Verification, compare, failures, judge, link, outputs, save_logits
 from profilers import Model
 
+Array = np.ndarray[Any, np.dtype[Any]]
 SEARCHED = 8  # images that the search for the first wrong tensor runs on
 
 
@@ -45,11 +47,7 @@ def export(
     output: Path | None = None,
     device: str | None = None,
 ) -> Exported:
-    """Raises CheckFailed at the first step that is not the one before it.
-
-    Until it is verified everything lies in a folder FILE.unverified, where it stays to look at if it fails; what an earlier
-    export left is replaced by what passed only. With a `device` the file is run there too, over the whole test set.
-    """
+    """With a `device` the file is run there too, over the whole test set. Raises CheckFailed where a step fails."""
     exporter: Exporter = find("exporters", format)
     if device is not None:
         require_device(device, exporter.suffix)
@@ -58,17 +56,40 @@ def export(
     if exporter.check is not None:
         exporter.check(options)
     target = output or original.folder / f"{stem(options.precision)}{exporter.suffix}"
-    say(f"exporting {original.name} to {target}, checked on {original.test.about}")
-    first = before = original.step
-    trained = logits = outputs(first, original.test, options.largest_batch)
-    if unknown := int((~np.isfinite(trained)).any(1).sum()):
-        raise RequestError(
-            f"{original.name}: answers {unknown} of {original.test.about} with NaN or infinity before anything was exported; its "
-            "weights or its preprocessing are damaged"
-        )
+    with nullcontext() if output else alone(original.folder, "dna-export"):
+        say(f"exporting {original.name} to {target}, checked on {original.test.about}")
+        trained = outputs(original.step, original.test, options.largest_batch)
+        if unknown := int((~np.isfinite(trained)).any(1).sum()):
+            raise RequestError(
+                f"{original.name}: answers {unknown} of {original.test.about} with NaN or infinity before anything was exported; "
+                "its weights or its preprocessing are damaged"
+            )
+        verification, files = _verified(original, exporter, options, limits, target, trained, device, output is not None)
+        no_bundle = "one file alone was asked for" if output else verification.not_run
+        return Exported(target, verification, no_bundle or _pack(original, exporter, options, limits, target, files, trained))
+
+
+def _verified(
+    original: Original,
+    exporter: Exporter,
+    options: Options,
+    limits: Mapping[str, Limits],
+    target: Path,
+    trained: Array,
+    device: str | None = None,
+    one_file: bool = False,
+) -> tuple[Verification, list[Path]]:
+    """Write the file at `target` step by step, and beside it what is known of it; returns that, and the files of the steps.
+
+    Until it is verified everything lies in a folder FILE.unverified, where it stays to look at if it fails; what an earlier
+    export left is replaced by what passed only, with `one_file` by nothing but it and what belongs to it. `trained` are the
+    network's own logits. Raises CheckFailed at the first step that is not the one before it.
+    """
     work = target.with_name(f"{target.name}.unverified")
     path = work / target.name
     shutil.rmtree(work, ignore_errors=True)
+    first = before = original.step
+    logits = trained
     links: list[Link] = []
     made: list[Step] = []
     answers = {first.name: trained}
@@ -97,18 +118,18 @@ def export(
     verification = Verification(path.name, digest, original.test.about, links, latency, not_run, there)
     write_json(path.with_name(f"{path.name}{VERIFICATION}"), verification)
     save_logits(path.with_name(f"{path.name}{LOGITS}"), original.test.labels, answers)
-    alone = "one file alone was asked for" if output else not_run
+    files = [step.path for step in made if step.path and step.path.is_file()]
     if verification.ok:
-        for name in belonging([path] if alone else [step.path for step in made if step.path], exporter):
+        for name in belonging([path] if one_file or not_run else files, exporter):
             path.with_name(name).replace(target.with_name(name))
         shutil.rmtree(work)
-    if original.picked is not None and output is None:
+    if original.picked is not None and not one_file:
         _report(Pick(original.folder.parent))
     if not verification.ok:
         last = there or links[-1]
         place = f"{path.with_name(last.file) if last.file else path}: step {last.step}"
         raise CheckFailed(f"{place} is not the network it was made from: {'; '.join(failures(last))}")
-    return Exported(target, verification, alone or _pack(original, exporter, options, target, made))
+    return verification, [target.with_name(file.name) for file in files]
 
 
 def _first_bad(original: Original, exporter: Exporter, before: Step, step: Step) -> str:
@@ -139,21 +160,29 @@ def _report(pick: Pick) -> None:
         say(f"{pick.report} was not written: {error}")
 
 
-def _pack(original: Original, exporter: Exporter, options: Options, path: Path, made: list[Step]) -> str | None:
-    """The export folder becomes a bundle that can be checked anywhere; returns why it does not, where it does not."""
+def _pack(
+    original: Original,
+    exporter: Exporter,
+    options: Options,
+    limits: Mapping[str, Limits],
+    path: Path,
+    files: list[Path],
+    trained: Array,
+) -> str | None:
+    """The export folder becomes a bundle that can be checked anywhere; returns why it does not, where it does not.
+
+    `files` are those of the steps to the one at `path`.
+    """
     portable = path.with_name(PORTABLE)
     options = replace(options, opset=options.opset or exporter.opset)
-    if all(
-        step.path is None or step.path.name != PORTABLE for step in made
-    ):  # a format made from the module needs no ONNX file; a bundle does
+    if portable not in files:  # a format made from the module needs no ONNX file; a bundle does
         try:
-            find("exporters", "onnx").write(original.network, original.contract, portable, options)
-            require_survived(portable)
+            _verified(original, find("exporters", "onnx"), replace(options, precision="fp32"), limits, portable, trained)
         except DnaError as error:
-            say(f"{path.parent} is no bundle: its portable ONNX file could not be written ({error})")
-            return f"its portable ONNX file could not be written ({error})"
+            say(f"{path.parent} is no bundle: it has no portable ONNX file ({error})")
+            return f"it has no portable ONNX file ({error})"
+        files = [portable, *(portable.with_name(f"{PORTABLE}{ending}") for ending in (VERIFICATION, LOGITS)), *files]
     images = original.test.at(range(min(GOLDEN, original.test.count)))
-    files = [file for step in made if step.path and (file := path.with_name(step.path.name)).is_file()]
     write_bundle(
         path.parent, original.name, original.contract, files, exporter, options, images, original.made_from, original.licences
     )

@@ -10,12 +10,13 @@ from onnx import numpy_helper
 from torch import nn
 
 from dna_deploy import chain
+from dna_deploy.bundle import Manifest
 from dna_deploy.chain import graphs, steps
 from dna_deploy.errors import CheckFailed, RequestError
 from dna_deploy.export import export
 from dna_deploy.exporters import onnx as portable
 from dna_deploy.exporters._exporter import Contract, Options
-from dna_deploy.files import read_json
+from dna_deploy.files import alone, read_json
 from dna_deploy.original import Original
 from dna_deploy.plugins import find
 from dna_deploy.run import Picked
@@ -105,7 +106,9 @@ def test_a_network_that_answers_with_no_number_is_refused(original):
     assert not original.folder.exists()
 
 
-def test_a_fault_of_simplifying_is_found_there_and_the_layer_is_named(original, monkeypatch):
+@pytest.fixture
+def fault(monkeypatch):
+    """Simplifying changes a bias."""
     write = portable.write_simplified
 
     def wrong(source, contract, path, options):
@@ -116,6 +119,9 @@ def test_a_fault_of_simplifying_is_found_there_and_the_layer_is_named(original, 
         path.write_bytes(model.SerializeToString())
 
     monkeypatch.setattr(chain.portable, "write_simplified", wrong)
+
+
+def test_a_fault_of_simplifying_is_found_there_and_the_layer_is_named(original, fault):
     with pytest.raises(
         CheckFailed, match=r"model\.onnx: step simplified .*first wrong at tensor \S+ \(Conv, module 3, weights 3\.weight\)"
     ):
@@ -140,6 +146,25 @@ def test_what_an_earlier_export_left_is_touched_by_what_passes_only(original, tm
     assert {file.name for file in done.path.parent.iterdir()} == {"x.onnx", "x.onnx.verification.json", "x.onnx.logits.npz"}
     export(original, "onnx", Options("fp16"))
     assert not failed.exists()
+
+
+def test_the_onnx_file_of_a_bundle_is_verified_whatever_was_exported(original):
+    done = export(original, "torch", Options())
+    found = read_json(original.folder / "model.onnx.verification.json", Verification)
+    assert done.no_bundle is None and [link.step for link in found.links] == ["onnx", "simplified", "simplified"]
+    listed = read_json(original.folder / "manifest.json", Manifest).models["model.pt2"].files
+    assert {"model.onnx", "model.onnx.verification.json", "model.onnx.logits.npz"} < {*listed}
+
+
+def test_without_an_onnx_file_that_is_the_network_there_is_no_bundle(original, fault):
+    done = export(original, "torch", Options())
+    assert done.verification.verified and not (original.folder / "manifest.json").exists()
+    assert "model.onnx.unverified/model.onnx: step simplified is not the network it was made from" in done.no_bundle
+
+
+def test_two_exports_of_one_network_at_once_are_refused(original):
+    with alone(original.folder, "dna-export"), pytest.raises(RequestError, match="export: another dna-export is writing here"):
+        export(original, "onnx", Options())
 
 
 def test_a_fault_of_another_runtime_is_searched_by_that_runtime(original, tmp_path):
