@@ -24,6 +24,7 @@ from dna_deploy.exporters.onnx import load
 from dna_deploy.files import read_arrays, read_json, sha256, write_arrays, write_atomic, write_json, write_text
 from dna_deploy.graph import OPSET
 from dna_deploy.progress import say
+from dna_deploy.verify import Step, given, outputs
 from profilers import Device, find_profiler
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -140,7 +141,10 @@ def write_bundle(
     models[PORTABLE], answers[PORTABLE] = Packed("onnx", in_fp32, TOLERANCES["fp32"] * spread, known), right
     files = belonging(made, exporter)
     models[model.name] = Packed(exporter.name, options, TOLERANCES[options.precision] * spread, files)
-    answers[model.name] = right if model.name == PORTABLE else exporter.load(model)(prepared)
+    if model.name != PORTABLE:
+        answers[model.name] = outputs(
+            Step(model.name, options.precision, exporter.load(model)), given(prepared), options.largest_batch
+        )
     write_arrays(folder / "golden.npz", {"images": pixels, **answers})
     write_text(folder / "LICENCES.md", "".join(f"## {part}\n\n{text}\n\n" for part, text in licences.items()))
     write_text(folder / "example.py", EXAMPLE)

@@ -27,7 +27,7 @@ from dna_deploy.exporters.onnx import load
 from dna_deploy.files import read_arrays, read_json, sha256
 from dna_deploy.plugins import find, knows, names
 from dna_deploy.session import require_survived
-from dna_deploy.verify import Paired, by_class, load_logits, paired, winners
+from dna_deploy.verify import Paired, Step, by_class, given, load_logits, outputs, paired, winners
 from profilers import Model, Plan, Stop, find_device, find_profiler, measure, summarize
 
 LARGEST_BYTES = 4 << 30  # of an unpacked zip
@@ -185,7 +185,8 @@ def check(contents: Contents, device: str | None = None, trust: bool = False) ->
                 run = _on_device(folder / name, device)
             else:
                 run = _loaded(find("exporters", packed.format), folder / name)
-            answer = run(prepared)
+            step = Step(name, packed.options.precision, run)
+            answer = outputs(step, given(prepared), max(1, packed.options.largest_batch))
         except MachineError as error:
             left.append(f"{name}: not checked here: {error}")
             continue

@@ -260,6 +260,21 @@ def test_other_weights_fail_the_golden_images(bundle):
     assert not golden.ok and golden.largest_difference > golden.tolerance
 
 
+def test_golden_images_are_run_in_batches_that_the_model_takes(bundle):
+    """Some formats are written for no more images at once than was asked for."""
+    images = np.random.default_rng(0).uniform(-0.5, 0.9, (8, 3, 32, 32)).astype(np.float32)
+    one = onnx.load(bundle / "model.onnx")
+    one.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    made = [bundle / "model.onnx", bundle / "one.onnx"]
+    made[1].write_bytes(one.SerializeToString())
+    for ending in (".verification.json", ".logits.npz"):
+        shutil.copy(bundle / f"model.onnx{ending}", bundle / f"one.onnx{ending}")
+    write_bundle(bundle, "tiny", CONTRACT, made, find("exporters", "onnx"), Options(largest_batch=1), images, {}, {})
+    with opened(bundle) as contents:
+        golden, left = check(contents)
+        assert not left and [(part.file, part.ok) for part in golden] == [("model.onnx", True), ("one.onnx", True)]
+
+
 @pytest.mark.parametrize(
     ("name", "array", "values", "says"),
     [
