@@ -130,7 +130,7 @@ def from_model(asked: Asked, largest_bytes: int | None = None) -> Original:
     names = _labels(asked, classes, given)
     if network.weights == "random":
         say(f"{asked.model}: its weights are RANDOM: the chain can be proved, the file is of no use")
-    test, held_out = _parts(source, size, classes, network)
+    test, held_out = _parts(source, size, classes, network, names if asked.labels else ())
     name = Path(asked.model).stem if asked.model.endswith(".py") else asked.model
     return Original(
         name=name,
@@ -192,7 +192,8 @@ def _labels(asked: Asked, classes: int, given: tuple[str, ...]) -> tuple[str, ..
     return tuple(map(str, range(classes)))
 
 
-def _parts(source: Source | None, size: int, classes: int, network: Network) -> tuple[Inputs, Inputs]:
+def _parts(source: Source | None, size: int, classes: int, network: Network, stated: tuple[str, ...]) -> tuple[Inputs, Inputs]:
+    """`stated` are the names of the network's classes where the user gave them: the data's may come in another order."""
     if source is None:
         say(f"no --data: checked on {SYNTHETIC} synthetic images, always the same; they say nothing of its accuracy")
         return synthetic(size, network.preprocessing, seed=0), synthetic(size, network.preprocessing, seed=1)
@@ -201,10 +202,23 @@ def _parts(source: Source | None, size: int, classes: int, network: Network) -> 
         inputs_of(Images(source, part, size, network.framing), network.preprocessing, f"{name} images of {source.name}")
         for name, part in (("test", parts.test), ("held-out", parts.held_out))
     )
+    if places := _by_name(stated, source.classes):
+        test, held_out = (replace(part, labels=np.take(places, part.labels)) for part in (test, held_out))
+        return test, held_out
     if _tells_apart(classes, source.classes):
+        if stated:
+            same = f"{source.classes[-1]} is {stated[-1]}"
+            say(f"--labels: other names than those of {source.name}, taken in the same order: {same}")
         return test, held_out
     say(f"{source.name} has {len(source.classes)} classes, the network {classes}: agreement is judged, accuracy is not")
     return replace(test, labels=None), replace(held_out, labels=None)
+
+
+def _by_name(stated: Sequence[str], classes: Sequence[str]) -> list[int] | None:
+    """Which of the stated classes each of the data's is, where their names say it."""
+    others = [name for name in classes if name not in stated]
+    outputs = [*others, *stated] if len(stated) == 1 == len(others) else list(stated)
+    return [outputs.index(name) for name in classes] if set(classes) <= set(outputs) else None
 
 
 def _tells_apart(outputs: int, classes: Sequence[str]) -> bool:

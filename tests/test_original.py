@@ -111,6 +111,24 @@ def test_labels_of_the_wrong_length_are_refused(own, workdir):
         from_model(Asked(own, labels=workdir / "names.txt", image_size=32))
 
 
+def test_labels_in_another_order_than_the_datas_are_matched_by_name(own, workdir, capsys):
+    plain, names = from_model(Asked(own, data="digits", image_size=32)), workdir / "names.txt"
+    names.write_text("9\n8\n7\n6\n5\n4\n3\n2\n1\n0\n")
+    turned = from_model(Asked(own, data="digits", labels=names, image_size=32))
+    assert turned.contract.labels == tuple("9876543210")
+    for part, other in ((turned.test, plain.test), (turned.held_out, plain.held_out)):
+        assert (part.labels == 9 - other.labels).all()
+    names.write_text("".join(f"{digit}\n" for digit in "x9876543210"))  # the network knows a class that the data lacks
+    (workdir / "eleven.py").write_text(MODEL.replace("4, 10", "4, 11"))
+    assert (
+        from_model(Asked("eleven.py", data="digits", labels=names, image_size=32)).test.labels == 10 - plain.test.labels
+    ).all()
+    capsys.readouterr()
+    worded = from_model(Asked(own, data="digits", labels=_names(workdir, 10), image_size=32))
+    assert (worded.test.labels == plain.test.labels).all() and worded.contract.labels[0] == "class 0"
+    assert "other names than those of digits, taken in the same order: 9 is class 9" in capsys.readouterr().err
+
+
 def test_data_of_other_classes_judges_agreement_only(own, workdir):
     assert from_model(Asked(own, data="digits", image_size=32)).test.labels is not None
     (workdir / "seven.py").write_text(MODEL.replace("4, 10", "4, 7"))
@@ -131,6 +149,9 @@ def test_one_output_is_the_score_of_the_second_of_two_classes(own, workdir):
     logits = outputs(found.step, found.test, 8)
     assert logits.shape == (found.test.count, 1) and set(found.test.labels) == {0, 1}
     assert (winners(logits) == found.test.labels).all()
+    (workdir / "names.txt").write_text("dark\n")
+    other = from_model(Asked("one.py", data="images", labels=workdir / "names.txt", image_size=8))
+    assert (other.test.labels == 1 - found.test.labels).all()
 
 
 @pytest.mark.parametrize(
