@@ -12,7 +12,7 @@ from PIL import Image
 from dna_deploy.data import Preprocessing, open_source, split
 from dna_deploy.errors import MachineError, RequestError
 from dna_deploy.networks import RANDOM
-from dna_deploy.original import Asked, from_model, synthetic
+from dna_deploy.original import Asked, from_model, licence_of, synthetic
 from dna_deploy.verify import outputs, winners
 
 MODEL = """
@@ -103,6 +103,15 @@ def test_weights_that_cannot_be_had_are_never_replaced_by_random_ones(workdir, m
         from_model(Asked("resnet18", image_size=32))
     tried = from_model(Asked("resnet18", weights=RANDOM, image_size=32))
     assert tried.contract.weights == "random" and tried.folder.name == "resnet18-untrained"
+    (workdir / "net.py").write_text(MODEL)
+    tried = from_model(Asked("net.py", weights=RANDOM, image_size=32))
+    assert tried.contract.weights == "random" and tried.folder.name == "net-untrained"
+
+
+def test_a_file_named_like_one_of_timms_models_is_not_under_its_licence():
+    assert licence_of("resnet18") == "apache-2.0"
+    for name in ("resnet18.py", "./nets/vit_base_patch16_224.py"):
+        assert licence_of(name).startswith("Not known")
 
 
 def test_labels_of_the_wrong_length_are_refused(own, workdir):
@@ -159,10 +168,14 @@ def test_one_output_is_the_score_of_the_second_of_two_classes(own, workdir):
     [
         (Asked("no_such_net_at_all"), "timm has no model of that name"),
         (Asked("absent.py"), "no such file"),
-        (Asked("net.py", image_size=1), "cannot run images of 1 x 1"),
+        (Asked("gray.py", image_size=32), r"images of 32 x 32 \(.*\); choose .*, or give a network that takes three channels"),
+        (Asked("ready.py", RANDOM), "random: MODEL of ready.py is a network with weights; leave --weights out"),
+        (Asked("net.py", image_size=1), "cannot run RGB images of 1 x 1"),
     ],
 )
-def test_what_cannot_be_is_answered_in_one_line(own, asked, says):
+def test_what_cannot_be_is_answered_in_one_line(own, workdir, asked, says):
+    (workdir / "gray.py").write_text(MODEL.replace("Conv2d(3", "Conv2d(1"))
+    (workdir / "ready.py").write_text(f"{MODEL}\nMODEL = MODEL()\n")
     with pytest.raises(RequestError, match=says) as answer:
         from_model(asked)
     assert "\n" not in str(answer.value)

@@ -82,11 +82,23 @@ def save(model: "onnx.ModelProto", path: Path) -> None:
     write_atomic(path, lambda temporary: temporary.write_bytes(model.SerializeToString(deterministic=True)))
 
 
-def require_small(network: "nn.Module", name: str) -> None:
+def require_small(network: "nn.Module", name: str, largest_bytes: int = LIMIT_BYTES) -> None:
     """Before anything is exported, or even loaded: do the weights fit into one protobuf file?"""
     size = 4 * sum(weight.numel() for weight in (*network.parameters(), *network.buffers()))
-    if size > LIMIT_BYTES:
-        raise RequestError(f"{name}: {size / 1e9:.1f} GB of weights do not fit into one ONNX file (2 GB); try --format torch")
+    if size > largest_bytes:
+        raise RequestError(
+            f"{name}: {size / 1e9:.1f} GB of weights do not fit into one ONNX file ({largest_bytes / 1e9:.0f} GB); choose a "
+            "smaller model, or --format torch"
+        )
+
+
+def require_opset(opset: int) -> None:
+    """torch writes the first of these, which is converted upwards; the last is the newest that the onnx package knows."""
+    import onnx
+
+    newest = onnx.defs.onnx_opset_version()
+    if not OPSET <= opset <= newest:
+        raise RequestError(f"--opset {opset}: expected one of {OPSET} to {newest}")
 
 
 def require_any_batch(model: "onnx.ModelProto") -> None:
