@@ -18,7 +18,7 @@ from dna_deploy.locate import locate
 from dna_deploy.measure import Latency, device_of, measure_runs, measure_whole
 from dna_deploy.on_device import require_device, run_on_device
 from dna_deploy.original import Original
-from dna_deploy.plugins import find
+from dna_deploy.plugins import find, names
 from dna_deploy.progress import say
 from dna_deploy.reference import Graph, Module
 from dna_deploy.report import write_report
@@ -53,6 +53,8 @@ def export(
         require_device(device, exporter.suffix)
     if options.precision not in exporter.precisions:
         raise RequestError(f"--precision {options.precision}: {exporter.name} carries {', '.join(exporter.precisions)}")
+    if output is not None and output.suffix != exporter.suffix:
+        raise RequestError(f"--output {output}: a file of {exporter.name} ends in {exporter.suffix}")
     if exporter.check is not None:
         exporter.check(options)
     target = output or original.folder / f"{stem(options.precision)}{exporter.suffix}"
@@ -121,7 +123,11 @@ def _verified(
     files = [step.path for step in made if step.path and step.path.is_file()]
     if verification.ok:
         for name in belonging([path] if one_file or not_run else files, exporter):
-            path.with_name(name).replace(target.with_name(name))
+            place = target.with_name(name)
+            if place.exists() and sha256(place) != sha256(path.with_name(name)):  # what was known of it is not of this one
+                for ending in (VERIFICATION, LOGITS):
+                    place.with_name(f"{name}{ending}").unlink(missing_ok=True)
+            path.with_name(name).replace(place)
         shutil.rmtree(work)
     if original.picked is not None and not one_file:
         _report(Pick(original.folder.parent))
@@ -186,7 +192,8 @@ def _pack(
     write_bundle(
         path.parent, original.name, original.contract, files, exporter, options, images, original.made_from, original.licences
     )
-    say(f"{path.parent} is a bundle: check it anywhere with dna-export --verify {path.parent}, or python example.py in it")
+    own = "" if exporter.name in names("exporters") else " --format FILE.py"
+    say(f"{path.parent} is a bundle: check it anywhere with dna-export --verify {path.parent}{own}, or python example.py in it")
     return None
 
 
