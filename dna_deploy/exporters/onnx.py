@@ -10,7 +10,7 @@ from dna_deploy.exporters._capture import capturing
 from dna_deploy.exporters._exporter import PRECISIONS, Contract, Exporter, Options
 from dna_deploy.files import write_atomic
 from dna_deploy.graph import OPSET
-from dna_deploy.session import open_session
+from dna_deploy.session import CPU, open_session
 
 if TYPE_CHECKING:
     import onnx
@@ -35,7 +35,7 @@ def exported(network: "nn.Module", contract: Contract, path: Path, options: Opti
 
     require_small(network, str(path))
     example = torch.zeros(2, 3, contract.image_size, contract.image_size)
-    batch = torch.export.Dim("batch", min=1, max=4096)
+    batch = torch.export.Dim("batch", min=1, max=max(4096, options.largest_batch))
     with capturing():
         program = torch.onnx.export(
             copy.deepcopy(network).cpu().eval(),
@@ -167,8 +167,8 @@ def scopes(node: "onnx.NodeProto") -> list[str]:
     return []
 
 
-def load(path: Path) -> "Run":
-    session = open_session(path)
+def load(path: Path, provider: str = CPU) -> "Run":
+    session = open_session(path, provider)
     feed, answer = session.get_inputs()[0].name, session.get_outputs()[0].name
 
     def run(images: "Array") -> "Array":
