@@ -23,6 +23,7 @@ from dna_deploy.progress import say
 from dna_deploy.reference import Graph, Module
 from dna_deploy.report import write_report
 from dna_deploy.run import Pick, Picked
+from dna_deploy.session import CPU, provider_named
 from dna_deploy.subgraph import onnxruntime_run
 from dna_deploy.table import LatencyTable
 from dna_deploy.verify import LIMITS, Limits, Link, Step, Verification, compare, failures, judge, link, outputs, save_logits
@@ -46,11 +47,18 @@ def export(
     limits: Mapping[str, Limits] = LIMITS,
     output: Path | None = None,
     device: str | None = None,
+    provider: str | None = None,
 ) -> Exported:
-    """With a `device` the file is run there too, over the whole test set. Raises CheckFailed where a step fails."""
+    """With a `device` the file is run there too, over the whole test set. Raises CheckFailed where a step fails.
+
+    An ONNX file is run, and timed, by a `provider` of ONNX Runtime such as cuda, which has to take every node.
+    """
     exporter: Exporter = find("exporters", format)
     if device is not None:
         require_device(device, exporter.suffix)
+    if provider is not None and (exporter.name != "onnx" or device is not None):
+        raise RequestError(f"--provider {provider}: of ONNX Runtime on this machine, for --format onnx and without --device only")
+    by = provider_named(provider) if provider else CPU
     if options.precision not in exporter.precisions:
         raise RequestError(f"--precision {options.precision}: {exporter.name} carries {', '.join(exporter.precisions)}")
     if output is not None and output.suffix != exporter.suffix:
@@ -66,7 +74,7 @@ def export(
                 f"{original.name}: answers {unknown} of {original.test.about} with NaN or infinity before anything was exported; "
                 "its weights or its preprocessing are damaged"
             )
-        verification, files = _verified(original, exporter, options, limits, target, trained, device, output is not None)
+        verification, files = _verified(original, exporter, options, limits, target, trained, device, output is not None, by)
         no_bundle = "one file alone was asked for" if output else verification.not_run
         return Exported(target, verification, no_bundle or _pack(original, exporter, options, limits, target, files, trained))
 
@@ -80,6 +88,7 @@ def _verified(
     trained: Array,
     device: str | None = None,
     one_file: bool = False,
+    provider: str = CPU,
 ) -> tuple[Verification, list[Path]]:
     """Write the file at `target` step by step, and beside it what is known of it; returns that, and the files of the steps.
 
@@ -97,9 +106,10 @@ def _verified(
     answers = {first.name: trained}
     not_run = None
     try:
-        for step in steps(replace(original, folder=work), exporter, options, path):
+        for step in steps(replace(original, folder=work), exporter, options, path, provider):
             found, after = compare(before, logits, step, original.test, options.largest_batch, limits[step.precision])
-            links.append(found if found.ok else replace(found, first_bad=_first_bad(original, exporter, before, step)))
+            wrong = not all(comparison.ok for comparison in found.comparisons)
+            links.append(replace(found, first_bad=_first_bad(original, exporter, before, step)) if wrong else found)
             answers[f"{len(links)} {step.name}"] = after
             if not found.ok:
                 break
@@ -115,7 +125,10 @@ def _verified(
         if device is None:
             latency = _latency(exporter, original, made)
         else:
-            there, latency = run_on_device(device, made[-1], logits, original, limits[options.precision])
+            fp32 = _fp32(made)
+            there, latency = run_on_device(
+                device, made[-1], logits, original, limits[options.precision], fp32.path if fp32 else None
+            )
     digest = sha256(path) if path.exists() else None
     verification = Verification(path.name, digest, original.test.about, links, latency, not_run, there)
     write_json(path.with_name(f"{path.name}{VERIFICATION}"), verification)
@@ -210,8 +223,8 @@ def _latency(exporter: Exporter, original: Original, made: list[Step]) -> Latenc
             say(f"{way}: {taken.latency_ms:.3g} ms ({taken.low_ms:.3g} to {taken.high_ms:.3g})")
         way, best = min(ways.items(), key=lambda way: way[1].latency_ms)
         return Latency(way, None, best.latency_ms, best.low_ms, best.high_ms, fp32_ms=None, speed=None)
-    graph = next((step for step in made[:-1] if step.name == "simplified"), None)
-    if picked is not None and last.path is not None and last.path.suffix == ".onnx":
+    graph = _fp32(made)
+    if picked is not None and last.path is not None and last.path.suffix == ".onnx" and last.provider == CPU:
         on_device = _on_device(picked, last.path, graph.path if graph else None)
         if on_device is not None:
             return on_device
@@ -228,6 +241,11 @@ def _latency(exporter: Exporter, original: Original, made: list[Step]) -> Latenc
         fp32_ms=fp32.latency_ms if fp32 else None,
         speed=None,
     )
+
+
+def _fp32(made: list[Step]) -> Step | None:
+    """The ONNX graph that the last step was made from; None where it is that graph, or was made from the module."""
+    return next((step for step in made[:-1] if step.name == "simplified"), None)
 
 
 def elsewhere(original: Original, latency: Latency) -> bool:

@@ -162,6 +162,13 @@ def test_without_an_onnx_file_that_is_the_network_there_is_no_bundle(original, f
     assert "model.onnx.unverified/model.onnx: step simplified is not the network it was made from" in done.no_bundle
 
 
+def test_a_provider_that_leaves_a_node_to_another_fails(original):
+    with pytest.raises(CheckFailed, match=r"(\d+) of \1 nodes do not run on AzureExecutionProvider: .* on CPUExecutionProvider"):
+        export(original, "onnx", Options(), provider="azure")
+    with pytest.raises(RequestError, match="--provider cpu: of ONNX Runtime on this machine, for --format onnx"):
+        export(original, "torch", Options(), provider="cpu")
+
+
 def test_two_exports_of_one_network_at_once_are_refused(original):
     with alone(original.folder, "dna-export"), pytest.raises(RequestError, match="export: another dna-export is writing here"):
         export(original, "onnx", Options())

@@ -37,6 +37,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--image-size", type=POSITIVE, help="Input side of --model in pixels; its own if left out.")
 @click.option("--labels", type=FILE, help="Class names of --model, one a line.")
 @click.option("--device", help="Run the ONNX file there too, over the whole test set: cpu, pixel, or one of your devices.toml.")
+@click.option("--provider", help="ONNX Runtime's, which runs the ONNX file here and has to take every node: cpu, cuda, openvino.")
 @click.option("--max-difference", type=float, help="Largest difference from the step before that is accepted.")
 @click.option(
     "--max-drop",
@@ -71,6 +72,7 @@ def main(
     rebuild: Path | None,
     trust: bool,
     device: str | None,
+    provider: str | None,
 ) -> dict[str, Any]:
     """Export the found network, or any model, step by step; run every step against the one before, and measure the result.
 
@@ -127,7 +129,7 @@ def main(
     original = _model(exporter, model, weights, data, data_root, image_size, labels) if model else _run(name)
     if max_drop is not None and precision != "int8" and original.test.labels is None:
         raise RequestError(f"--max-drop: the accuracy of {original.name} is not known; give --data with its own classes")
-    done = export(original, format_, options, limits, output, device)
+    done = export(original, format_, options, limits, output, device, provider)
     latency = done.verification.latency
     _show(original, options, done.path, done.verification)
     if zipped:
