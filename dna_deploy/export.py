@@ -136,11 +136,11 @@ def _verified(
     files = [step.path for step in made if step.path and step.path.is_file()]
     if verification.ok:
         for name in belonging([path] if one_file or not_run else files, exporter):
-            place = target.with_name(name)
-            if place.exists() and sha256(place) != sha256(path.with_name(name)):  # what was known of it is not of this one
+            new, old = path.with_name(name), target.with_name(name)
+            if old.exists() and sha256(old) != sha256(new):  # what is known of the old one does not hold of the new
                 for ending in (VERIFICATION, LOGITS):
-                    place.with_name(f"{name}{ending}").unlink(missing_ok=True)
-            path.with_name(name).replace(place)
+                    old.with_name(f"{name}{ending}").unlink(missing_ok=True)
+            new.replace(old)
         shutil.rmtree(work)
     if original.picked is not None and not one_file:
         _report(Pick(original.folder.parent))

@@ -61,7 +61,8 @@ def _judge(contents: "Contents", path: Path, name: str, max_difference: float | 
     from dna_deploy.errors import CheckFailed, RequestError
 
     if max_difference is not None:
-        links = contents.verification(name).links
+        found = contents.verification(name)
+        links = (*found.links, *filter(None, [found.on_device]))
         worst = max((part.largest_difference, link.step, part.about) for link in links for part in link.comparisons)
         if worst[0] > max_difference:
             raise CheckFailed(
