@@ -10,6 +10,7 @@ LICENCES.md          of the teacher and the data
 example.py           checks the files, runs the golden images and says what they show
 """
 
+import json
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,12 +25,13 @@ from dna_deploy.exporters.onnx import load
 from dna_deploy.files import read_arrays, read_json, sha256, write_arrays, write_atomic, write_json, write_text
 from dna_deploy.graph import OPSET
 from dna_deploy.progress import say
+from dna_deploy.verify import Step, given, outputs
 from profilers import Device, find_profiler
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Run = Callable[[Array], Array]
 
-SCHEMA = "dna-deploy/bundle/3"
+SCHEMA = "dna-deploy/bundle/4"
 PORTABLE = "model.onnx"
 VERIFICATION, LOGITS = ".verification.json", ".logits.npz"  # endings behind the name of the model they are about
 OWN = ("labels.json", "preprocessing.json", "preprocess.onnx", "golden.npz", "LICENCES.md", "example.py")
@@ -53,10 +55,10 @@ def run(name, x):
     session = onnxruntime.InferenceSession(here / name)
     return session.run(None, {session.get_inputs()[0].name: x})[0]
 images = golden["images"]  # (N, height, width, RGB) uint8, resized and cropped as preprocessing.json says
-logits = run(manifest["portable"], run("preprocess.onnx", images))
+logits = run("model.onnx", run("preprocess.onnx", images))
 for place, row in enumerate(logits):
     print(f"golden image {place}: {labels[row.argmax()]}" + (f" {row[0]:+.3g}" if len(row) == 1 else ""))
-off, allowed = numpy.abs(logits - golden[manifest["portable"]]).max(), manifest["models"][manifest["portable"]]["tolerance"]
+off, allowed = numpy.abs(logits - golden["model.onnx"]).max(), manifest["models"]["model.onnx"]["tolerance"]
 print(f"largest difference {off:.2g}, allowed {allowed:.2g}")
 sys.exit(0 if off <= allowed else 1)
 '''
@@ -81,9 +83,8 @@ class Packed:
 @dataclass(frozen=True)
 class Manifest:
     name: str
-    portable: str  # the model every bundle has: fp32 ONNX
     models: dict[str, Packed]
-    newest: str  # the model that was exported last: what is measured and judged where none is named
+    newest: str  # the model that was exported last: what is measured
     input_shape: list[int]  # without the batch
     made_from: dict[str, str | int]  # the network, by the flags of dna-export; with a model's options its graph is made again
     made_with: dict[str, str]  # package -> version
@@ -115,12 +116,12 @@ def write_bundle(
         raise RequestError(
             f"{portable}: {classes_of(portable)} classes, {len(contract.labels)} labels; expected one label a class"
         )
-    write_json(folder / "labels.json", list(contract.labels))
-    write_json(
-        folder / "preprocessing.json",
-        {
+    said: dict[str, Any] = {
+        "labels.json": list(contract.labels),
+        "preprocessing.json": {
             "size": contract.image_size,
-            "resize": contract.resize,
+            "shorter_side": contract.shorter_side or contract.image_size,
+            "interpolation": contract.interpolation,
             "crop": "centre",
             "colour": "RGB",
             "input": "float32 (batch, 3, size, size): (pixel / 255 - mean) / std",
@@ -128,19 +129,24 @@ def write_bundle(
             "std": list(contract.std),
             "graph": "preprocess.onnx: uint8 (batch, size, size, 3) -> input",
         },
-    )
+    }
     prefix = prefix_graph(contract)
     write_atomic(folder / "preprocess.onnx", lambda temporary: temporary.write_bytes(prefix))
     pixels = _pixels(images[:GOLDEN], contract)
     prepared = load(folder / "preprocess.onnx")(pixels)
     right = load(portable)(prepared)
-    models, answers = _earlier(folder, pixels, right)
+    models, answers = _earlier(folder, pixels, right, said)
+    for file, values in said.items():
+        write_json(folder / file, values)
     spread = float(right.std())
     in_fp32, known = replace(options, precision="fp32"), models[PORTABLE].files if PORTABLE in models else [PORTABLE]
     models[PORTABLE], answers[PORTABLE] = Packed("onnx", in_fp32, TOLERANCES["fp32"] * spread, known), right
-    files = _belonging(made, exporter)
+    files = belonging(made, exporter)
     models[model.name] = Packed(exporter.name, options, TOLERANCES[options.precision] * spread, files)
-    answers[model.name] = right if model.name == PORTABLE else exporter.load(model)(prepared)
+    if model.name != PORTABLE:
+        answers[model.name] = outputs(
+            Step(model.name, options.precision, exporter.load(model)), given(prepared), options.largest_batch
+        )
     write_arrays(folder / "golden.npz", {"images": pixels, **answers})
     write_text(folder / "LICENCES.md", "".join(f"## {part}\n\n{text}\n\n" for part, text in licences.items()))
     write_text(folder / "example.py", EXAMPLE)
@@ -149,7 +155,6 @@ def write_bundle(
     shape = [3, contract.image_size, contract.image_size]
     manifest = Manifest(
         name=name,
-        portable=PORTABLE,
         models=models,
         newest=model.name,
         input_shape=shape,
@@ -166,29 +171,33 @@ def write_bundle(
     return manifest
 
 
-def _belonging(made: Sequence[Path], exporter: Exporter) -> list[str]:
+def belonging(made: Sequence[Path], exporter: Exporter) -> list[str]:
     """The model's file, what it was made from, and what lies beside it: under its name with an ending, or another suffix."""
     model = made[-1]
-    beside = [*model.parent.glob(f"{model.name}.*"), *(model.with_suffix(suffix) for suffix in exporter.beside)]
+    named = [file for file in model.parent.iterdir() if file.name.startswith(f"{model.name}.")]
+    beside = [*named, *(model.with_suffix(suffix) for suffix in exporter.beside)]
     return sorted({file.name for file in (*made, *beside) if file.is_file()})
 
 
-def _earlier(folder: Path, pixels: Array, right: Array) -> tuple[dict[str, Packed], dict[str, Array]]:
-    """The other models of a bundle that is already there, where they are of the same network."""
+def _earlier(folder: Path, pixels: Array, right: Array, said: Mapping[str, Any]) -> tuple[dict[str, Packed], dict[str, Array]]:
+    """The other models of a bundle that is already there, where they are of the same network and it says the same of them."""
     try:
         golden = read_arrays(folder / "golden.npz")
         manifest = read_json(folder / "manifest.json", Manifest)
-    except RequestError:
+        known = {name: json.loads((folder / name).read_text(encoding="utf-8")) for name in said}
+    except (RequestError, OSError, ValueError):
         return {}, {}
     nothing = np.empty(0)
     same = np.array_equal(golden.get("images", nothing), pixels) and np.array_equal(golden.get(PORTABLE, nothing), right)
+    same = same and known == said
     kept = {
         name: packed
         for name, packed in manifest.models.items()
         if same and name in golden and (folder / name).is_file() and sha256(folder / name) == manifest.files[name].sha256
     }
     if stale := sorted({*manifest.models} - {*kept, PORTABLE}):
-        say(f"{folder}: {', '.join(stale)} left out of the bundle: made from another network, or changed since; export again")
+        why = "made from another network or with other labels, or changed since"
+        say(f"{folder}: {', '.join(stale)} left out of the bundle: {why}; export again")
     return kept, {name: golden[name] for name in kept}
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dna_deploy.exporters import onnx as portable
 from dna_deploy.exporters._exporter import Exporter, Options
@@ -12,21 +11,21 @@ from dna_deploy.precision import lower
 from dna_deploy.progress import say
 from dna_deploy.quantize import quantize_within
 from dna_deploy.ranges import observe
-from dna_deploy.session import require_survived
+from dna_deploy.session import CPU, require_survived
 from dna_deploy.verify import Step
-
-if TYPE_CHECKING:
-    from dna_deploy.exporters._exporter import Run
 
 
 def stem(precision: str) -> str:
     return "model" if precision == "fp32" else f"model-{precision}"
 
 
-def steps(original: Original, exporter: Exporter, options: Options, path: Path) -> Iterator[Step]:
-    """From the network to the file at `path`; each step is made when the one before it has been verified."""
+def steps(original: Original, exporter: Exporter, options: Options, path: Path, provider: str = CPU) -> Iterator[Step]:
+    """From the network to the file at `path`; each step is made when the one before it has been verified.
+
+    What is ONNX at the end is run by that `provider` of ONNX Runtime.
+    """
     if exporter.name == portable.EXPORTER.name:
-        yield from graphs(original, exporter, options, path)
+        yield from graphs(original, exporter, options, path, provider)
         return
     source: object = original.network
     if exporter.made_from == "onnx":
@@ -37,27 +36,29 @@ def steps(original: Original, exporter: Exporter, options: Options, path: Path) 
     yield Step(exporter.name, options.precision, exporter.load(path), path)
 
 
-def graphs(original: Original, exporter: Exporter, options: Options, last: Path | None = None) -> Iterator[Step]:
-    """The steps that are ONNX files, in the original's folder, the last one at `last` where it is given."""
+def graphs(
+    original: Original, exporter: Exporter, options: Options, last: Path | None = None, provider: str = CPU
+) -> Iterator[Step]:
+    """The steps that are ONNX files, in the original's folder, the last one at `last` where it is given and run by `provider`."""
     precision = options.precision
     options = replace(options, opset=options.opset or exporter.opset)
     kind = "-symmetric" if exporter.symmetric_int8 and precision == "int8" else ""
     last = last or original.folder / f"{stem(precision)}{kind}.onnx"
     graph = last if precision == "fp32" else original.folder / f"{stem('fp32')}.onnx"
-    exported = graph.with_name(f"{graph.stem}.exported.onnx")
+    exported = original.folder / f"{graph.stem}.exported.onnx"
     portable.write_exported(original.network, original.contract, exported, options)
-    yield Step("onnx", "fp32", _run(exported), exported)
+    yield _step("onnx", "fp32", exported)
     portable.write_simplified(exported, original.contract, graph, options)
-    yield Step("simplified", "fp32", _run(graph), graph)
+    yield _step("simplified", "fp32", graph, provider if graph == last else CPU)
     exported.unlink()  # it stays to look at only where one of these two is not what it was made from
     if precision != "fp32":
         kept = in_precision(graph, last, original, exporter, options)
-        yield Step(precision, precision, _run(last), last, kept=kept)
+        yield _step(precision, precision, last, provider, kept)
 
 
-def _run(path: Path) -> "Run":
+def _step(name: str, precision: str, path: Path, provider: str = CPU, kept: tuple[str, ...] = ()) -> Step:
     require_survived(path)
-    return portable.load(path)
+    return Step(name, precision, portable.load(path, provider), path, provider, kept)
 
 
 def in_precision(graph: Path, target: Path, original: Original, exporter: Exporter, options: Options) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import json
 import stat
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,9 +26,10 @@ from dna_deploy.errors import CheckFailed, DnaError, MachineError, RequestError,
 from dna_deploy.exporters._exporter import Exporter
 from dna_deploy.exporters.onnx import load
 from dna_deploy.files import read_arrays, read_json, sha256
+from dna_deploy.measure import measure_runs
 from dna_deploy.plugins import find, knows, names
 from dna_deploy.session import require_survived
-from dna_deploy.verify import Paired, by_class, load_logits, paired, winners
+from dna_deploy.verify import Paired, Step, Verification, by_class, given, load_logits, outputs, paired, winners
 from profilers import Model, Plan, Stop, find_device, find_profiler, measure, summarize
 
 LARGEST_BYTES = 4 << 30  # of an unpacked zip
@@ -60,14 +62,21 @@ class Contents:
         return read_arrays(self.folder / "golden.npz")
 
     @property
-    def accuracy(self) -> Paired | None:
-        """Of the network that was trained and of the newest model, from the logits kept; None without labels."""
-        labels, logits = load_logits(self.folder / f"{self.manifest.newest}{LOGITS}")
+    def verified(self) -> list[str]:
+        """The models that were exported for themselves; what is known of another is part of what was made from it."""
+        return [name for name in self.manifest.models if {name + VERIFICATION, name + LOGITS} <= {*self.manifest.files}]
+
+    def verification(self, name: str) -> Verification:
+        return read_json(self.folder / f"{name}{VERIFICATION}", Verification)
+
+    def accuracy(self, name: str) -> Paired | None:
+        """Of the network that was trained and of this model, from the logits kept; None without labels."""
+        labels, logits = load_logits(self.folder / f"{name}{LOGITS}")
         if labels is None or len(logits) < 2:
             return None
         first, *_, last = logits.values()
         if first.ndim != 2 or first.shape != last.shape or labels.shape != first.shape[:1]:
-            raise CheckFailed(f"{self.manifest.newest}{LOGITS}: labels and logits are not of the same images; export again")
+            raise CheckFailed(f"{name}{LOGITS}: labels and logits are not of the same images; export again")
         return paired(winners(first) == labels, winners(last) == labels)
 
 
@@ -79,8 +88,9 @@ def opened(path: Path) -> Iterator[Contents]:
     elif path.is_file():
         with tempfile.TemporaryDirectory(prefix="bundle-") as folder:
             _unpack(path, Path(folder))
+            inner = [file.parent for file in Path(folder).glob("*/manifest.json")]  # a folder zipped by a file manager
             try:
-                contents = _contents(Path(folder))
+                contents = _contents(inner[0] if len(inner) == 1 else Path(folder))
             except DnaError as error:  # which names the folder it was unpacked to, and nobody knows that one
                 raise type(error)(str(error).replace(folder, str(path))) from error
             yield contents
@@ -100,7 +110,9 @@ def _unpack(path: Path, folder: Path) -> None:
                     f"{path}: more than {LARGEST_BYTES >> 30} GiB when unpacked; unpack it yourself and give the folder"
                 )
             archive.extractall(folder)
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
+    except RuntimeError as error:  # encrypted, or compressed in another way than Python knows
+        raise RequestError(f"{path}: cannot be unpacked here ({error}); unpack it yourself and give the folder") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise RequestError(f"{path}: not a whole zip ({error}); was it cut off? copy it again") from error
 
 
@@ -126,7 +138,10 @@ def _contents(folder: Path) -> Contents:
             raise CheckFailed(f"{file}: its SHA-256 is not the manifest's; the file was changed after the export")
     for name, packed in manifest.models.items():
         if not knows("exporters", packed.format):  # a path ending in .py would be found too, and run
-            raise RequestError(f"{folder}: {name} is of the format {packed.format!r}, none of {', '.join(names('exporters'))}")
+            raise RequestError(
+                f"{folder}: {name} is of the format {packed.format!r}, none of {', '.join(names('exporters'))}; if it is one of "
+                "your own, add --format FILE.py"
+            )
     judged = [manifest.newest + ending for ending in ("", VERIFICATION, LOGITS)]
     for needed in (*manifest.models, PORTABLE, *judged, "preprocess.onnx", "labels.json", "golden.npz"):
         if needed not in manifest.files:
@@ -185,7 +200,8 @@ def check(contents: Contents, device: str | None = None, trust: bool = False) ->
                 run = _on_device(folder / name, device)
             else:
                 run = _loaded(find("exporters", packed.format), folder / name)
-            answer = run(prepared)
+            step = Step(name, packed.options.precision, run)
+            answer = outputs(step, given(prepared), max(1, packed.options.largest_batch))
         except MachineError as error:
             left.append(f"{name}: not checked here: {error}")
             continue
@@ -224,15 +240,22 @@ def _on_device(path: Path, name: str) -> Run:
     return run
 
 
-def measured_ms(contents: Contents, device: str) -> tuple[float, float, float]:
-    """The newest model's latency on a device now: median, and the interval's low and high."""
+def measured_ms(contents: Contents, device: str | None) -> tuple[float, float, float]:
+    """The newest model's latency now: median, and the interval's low and high. Without a device here, as its format runs."""
     name = contents.manifest.newest
-    if not name.endswith(".onnx"):
+    file, exporter = contents.folder / name, find("exporters", contents.manifest.models[name].format)
+    if name.endswith(".onnx"):
+        asked = find_device(device or "cpu")
+        model = Model(name, file.read_bytes())
+        visits = list(measure(find_profiler(asked), asked, [model], Plan(rounds=12, anchors=0), Stop(seconds=20.0)))
+        found = summarize(visits)
+    elif device is not None:
         raise RequestError(f"--device {device}: {name} is not ONNX; devices run ONNX files")
-    asked = find_device(device)
-    model = Model(name, (contents.folder / name).read_bytes())
-    visits = list(measure(find_profiler(asked), asked, [model], Plan(rounds=12, anchors=0), Stop(seconds=20.0)))
-    found = summarize(visits)
+    elif exporter.measure is not None:
+        found = min(exporter.measure(file).values(), key=lambda way: way.latency_ms)
+    else:
+        run, image = _loaded(exporter, file), load(contents.folder / "preprocess.onnx")(contents.golden["images"][:1])
+        found = measure_runs({name: lambda: run(image)})[name]
     return found.latency_ms, found.low_ms, found.high_ms
 
 

@@ -1,31 +1,35 @@
 """The third recipe: write a network in a deployment format step by step, hold every step against the one before, measure it."""
 
+import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from dna_deploy.bundle import GOLDEN, LOGITS, PORTABLE, VERIFICATION, write_bundle
+from dna_deploy.bundle import GOLDEN, LOGITS, PORTABLE, VERIFICATION, belonging, write_bundle
 from dna_deploy.chain import stem, steps
 from dna_deploy.errors import CannotRun, CheckFailed, DnaError, RequestError, TableError, first_line
 from dna_deploy.exporters._exporter import Exporter, Options
-from dna_deploy.files import sha256, write_json
+from dna_deploy.files import alone, sha256, write_json
 from dna_deploy.locate import locate
 from dna_deploy.measure import Latency, device_of, measure_runs, measure_whole
 from dna_deploy.on_device import require_device, run_on_device
 from dna_deploy.original import Original
-from dna_deploy.plugins import find
+from dna_deploy.plugins import find, names
 from dna_deploy.progress import say
 from dna_deploy.reference import Graph, Module
 from dna_deploy.report import write_report
 from dna_deploy.run import Pick, Picked
-from dna_deploy.session import require_survived
+from dna_deploy.session import CPU, provider_named
 from dna_deploy.subgraph import onnxruntime_run
 from dna_deploy.table import LatencyTable
 from dna_deploy.verify import LIMITS, Limits, Link, Step, Verification, compare, failures, judge, link, outputs, save_logits
 from profilers import Model
 
+Array = np.ndarray[Any, np.dtype[Any]]
 SEARCHED = 8  # images that the search for the first wrong tensor runs on
 
 
@@ -43,35 +47,69 @@ def export(
     limits: Mapping[str, Limits] = LIMITS,
     output: Path | None = None,
     device: str | None = None,
+    provider: str | None = None,
 ) -> Exported:
-    """Raises CheckFailed at the first step that is not the one before it; the files and the figures stay to look at.
+    """With a `device` the file is run there too, over the whole test set. Raises CheckFailed where a step fails.
 
-    With a `device` the file is run there too, over the whole test set.
+    An ONNX file is run, and timed, by a `provider` of ONNX Runtime such as cuda, which has to take every node.
     """
     exporter: Exporter = find("exporters", format)
     if device is not None:
         require_device(device, exporter.suffix)
+    if provider is not None and (exporter.name != "onnx" or device is not None):
+        raise RequestError(f"--provider {provider}: of ONNX Runtime on this machine, for --format onnx and without --device only")
+    by = provider_named(provider) if provider else CPU
     if options.precision not in exporter.precisions:
         raise RequestError(f"--precision {options.precision}: {exporter.name} carries {', '.join(exporter.precisions)}")
+    if output is not None and output.suffix != exporter.suffix:
+        raise RequestError(f"--output {output}: a file of {exporter.name} ends in {exporter.suffix}")
     if exporter.check is not None:
         exporter.check(options)
-    path = output or original.folder / f"{stem(options.precision)}{exporter.suffix}"
-    say(f"exporting {original.name} to {path}, checked on {original.test.about}")
+    target = output or original.folder / f"{stem(options.precision)}{exporter.suffix}"
+    with nullcontext() if output else alone(original.folder, "dna-export"):
+        say(f"exporting {original.name} to {target}, checked on {original.test.about}")
+        trained = outputs(original.step, original.test, options.largest_batch)
+        if unknown := int((~np.isfinite(trained)).any(1).sum()):
+            raise RequestError(
+                f"{original.name}: answers {unknown} of {original.test.about} with NaN or infinity before anything was exported; "
+                "its weights or its preprocessing are damaged"
+            )
+        verification, files = _verified(original, exporter, options, limits, target, trained, device, output is not None, by)
+        no_bundle = "one file alone was asked for" if output else verification.not_run
+        return Exported(target, verification, no_bundle or _pack(original, exporter, options, limits, target, files, trained))
+
+
+def _verified(
+    original: Original,
+    exporter: Exporter,
+    options: Options,
+    limits: Mapping[str, Limits],
+    target: Path,
+    trained: Array,
+    device: str | None = None,
+    one_file: bool = False,
+    provider: str = CPU,
+) -> tuple[Verification, list[Path]]:
+    """Write the file at `target` step by step, and beside it what is known of it; returns that, and the files of the steps.
+
+    Until it is verified everything lies in a folder FILE.unverified, where it stays to look at if it fails; what an earlier
+    export left is replaced by what passed only, with `one_file` by nothing but it and what belongs to it. `trained` are the
+    network's own logits. Raises CheckFailed at the first step that is not the one before it.
+    """
+    work = target.with_name(f"{target.name}.unverified")
+    path = work / target.name
+    shutil.rmtree(work, ignore_errors=True)
     first = before = original.step
-    trained = logits = outputs(first, original.test, options.largest_batch)
-    if unknown := int((~np.isfinite(trained)).any(1).sum()):
-        raise RequestError(
-            f"{original.name}: answers {unknown} of {original.test.about} with NaN or infinity before anything was exported; its "
-            "weights or its preprocessing are damaged"
-        )
+    logits = trained
     links: list[Link] = []
     made: list[Step] = []
     answers = {first.name: trained}
     not_run = None
     try:
-        for step in steps(original, exporter, options, path):
+        for step in steps(replace(original, folder=work), exporter, options, path, provider):
             found, after = compare(before, logits, step, original.test, options.largest_batch, limits[step.precision])
-            links.append(found if found.ok else replace(found, first_bad=_first_bad(original, exporter, before, step)))
+            wrong = not all(comparison.ok for comparison in found.comparisons)
+            links.append(replace(found, first_bad=_first_bad(original, exporter, before, step)) if wrong else found)
             answers[f"{len(links)} {step.name}"] = after
             if not found.ok:
                 break
@@ -87,19 +125,30 @@ def export(
         if device is None:
             latency = _latency(exporter, original, made)
         else:
-            there, latency = run_on_device(device, made[-1], logits, original, limits[options.precision])
+            fp32 = _fp32(made)
+            there, latency = run_on_device(
+                device, made[-1], logits, original, limits[options.precision], fp32.path if fp32 else None
+            )
     digest = sha256(path) if path.exists() else None
     verification = Verification(path.name, digest, original.test.about, links, latency, not_run, there)
     write_json(path.with_name(f"{path.name}{VERIFICATION}"), verification)
     save_logits(path.with_name(f"{path.name}{LOGITS}"), original.test.labels, answers)
-    if original.picked is not None and output is None:
+    files = [step.path for step in made if step.path and step.path.is_file()]
+    if verification.ok:
+        for name in belonging([path] if one_file or not_run else files, exporter):
+            new, old = path.with_name(name), target.with_name(name)
+            if old.exists() and sha256(old) != sha256(new):  # what is known of the old one does not hold of the new
+                for ending in (VERIFICATION, LOGITS):
+                    old.with_name(f"{name}{ending}").unlink(missing_ok=True)
+            new.replace(old)
+        shutil.rmtree(work)
+    if original.picked is not None and not one_file:
         _report(Pick(original.folder.parent))
     if not verification.ok:
         last = there or links[-1]
-        place = f"{last.file or path}: step {last.step}"
+        place = f"{path.with_name(last.file) if last.file else path}: step {last.step}"
         raise CheckFailed(f"{place} is not the network it was made from: {'; '.join(failures(last))}")
-    no_bundle = "one file alone was asked for" if output else not_run or _pack(original, exporter, options, path, made)
-    return Exported(path, verification, no_bundle)
+    return verification, [target.with_name(file.name) for file in files]
 
 
 def _first_bad(original: Original, exporter: Exporter, before: Step, step: Step) -> str:
@@ -130,23 +179,34 @@ def _report(pick: Pick) -> None:
         say(f"{pick.report} was not written: {error}")
 
 
-def _pack(original: Original, exporter: Exporter, options: Options, path: Path, made: list[Step]) -> str | None:
-    """The export folder becomes a bundle that can be checked anywhere; returns why it does not, where it does not."""
+def _pack(
+    original: Original,
+    exporter: Exporter,
+    options: Options,
+    limits: Mapping[str, Limits],
+    path: Path,
+    files: list[Path],
+    trained: Array,
+) -> str | None:
+    """The export folder becomes a bundle that can be checked anywhere; returns why it does not, where it does not.
+
+    `files` are those of the steps to the one at `path`.
+    """
     portable = path.with_name(PORTABLE)
     options = replace(options, opset=options.opset or exporter.opset)
-    if all(step.path != portable for step in made):  # a format made from the module needs no ONNX file; a bundle does
+    if portable not in files:  # a format made from the module needs no ONNX file; a bundle does
         try:
-            find("exporters", "onnx").write(original.network, original.contract, portable, options)
-            require_survived(portable)
+            _verified(original, find("exporters", "onnx"), replace(options, precision="fp32"), limits, portable, trained)
         except DnaError as error:
-            say(f"{path.parent} is no bundle: its portable ONNX file could not be written ({error})")
-            return f"its portable ONNX file could not be written ({error})"
+            say(f"{path.parent} is no bundle: it has no portable ONNX file ({error})")
+            return f"it has no portable ONNX file ({error})"
+        files = [portable, *(portable.with_name(f"{PORTABLE}{ending}") for ending in (VERIFICATION, LOGITS)), *files]
     images = original.test.at(range(min(GOLDEN, original.test.count)))
-    files = [step.path for step in made if step.path and step.path.is_file()]
     write_bundle(
         path.parent, original.name, original.contract, files, exporter, options, images, original.made_from, original.licences
     )
-    say(f"{path.parent} is a bundle: check it anywhere with dna-export --verify {path.parent}, or python example.py in it")
+    own = "" if exporter.name in names("exporters") else " --format FILE.py"
+    say(f"{path.parent} is a bundle: check it anywhere with dna-export --verify {path.parent}{own}, or python example.py in it")
     return None
 
 
@@ -163,8 +223,8 @@ def _latency(exporter: Exporter, original: Original, made: list[Step]) -> Latenc
             say(f"{way}: {taken.latency_ms:.3g} ms ({taken.low_ms:.3g} to {taken.high_ms:.3g})")
         way, best = min(ways.items(), key=lambda way: way[1].latency_ms)
         return Latency(way, None, best.latency_ms, best.low_ms, best.high_ms, fp32_ms=None, speed=None)
-    graph = next((step for step in made[:-1] if step.name == "simplified"), None)
-    if picked is not None and last.path is not None and last.path.suffix == ".onnx":
+    graph = _fp32(made)
+    if picked is not None and last.path is not None and last.path.suffix == ".onnx" and last.provider == CPU:
         on_device = _on_device(picked, last.path, graph.path if graph else None)
         if on_device is not None:
             return on_device
@@ -181,6 +241,11 @@ def _latency(exporter: Exporter, original: Original, made: list[Step]) -> Latenc
         fp32_ms=fp32.latency_ms if fp32 else None,
         speed=None,
     )
+
+
+def _fp32(made: list[Step]) -> Step | None:
+    """The ONNX graph that the last step was made from; None where it is that graph, or was made from the module."""
+    return next((step for step in made[:-1] if step.name == "simplified"), None)
 
 
 def elsewhere(original: Original, latency: Latency) -> bool:

@@ -9,7 +9,8 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -136,6 +137,24 @@ class disk_errors:
             raise MachineError(f"{self.path}: the disk is full; free some space and run the same command again") from error
         if isinstance(error, OSError) and error.errno is not None:
             raise RequestError(f"{self.path}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+@contextmanager
+def alone(path: Path, command: str) -> Iterator[None]:
+    """While `path` is written, whoever else wants to is refused; `command` is who it can be."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path.with_name(f".{path.name}.lock"), blocking=False)
+    try:
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+    except Timeout:
+        raise RequestError(f"{path}: another {command} is writing here; wait for it and run this again") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def sha256(path: Path) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dna_deploy.data import Framing, Preprocessing
 from dna_deploy.errors import DnaError, MachineError, RequestError, first_line
+from dna_deploy.exporters.onnx import require_small
 from dna_deploy.files import parse
 from dna_deploy.plugins import blamed, load
 from dna_deploy.progress import say
@@ -86,7 +87,7 @@ def _timm(name: str, weights: Path | None, advice: str, largest_bytes: int | Non
         )
     if largest_bytes is not None:
         with torch.device("meta"):
-            _require_at_most(timm.create_model(name), largest_bytes, name)
+            require_small(timm.create_model(name), name, largest_bytes)
     if weights == RANDOM:
         module, origin = timm.create_model(name), "random"
     elif (state := read_weights(weights) if weights else packaged_weights(name)) is not None:
@@ -131,10 +132,14 @@ def _own(name: str, weights: Path | None, classes: int | None, largest_bytes: in
     import torch
 
     module, defined = _made(Path(name), classes)
-    _require_at_most(module, largest_bytes, name)
-    if weights is not None:
+    if largest_bytes is not None:
+        require_small(module, name, largest_bytes)
+    ready = isinstance(defined.MODEL, torch.nn.Module)
+    if weights == RANDOM and ready:
+        raise RequestError(f"--weights random: MODEL of {name} is a network with weights; leave --weights out")
+    if weights is not None and weights != RANDOM:
         _fill(module, read_weights(weights), weights, name)
-    trained = weights is not None or isinstance(defined.MODEL, torch.nn.Module)
+    trained = ready or weights not in (None, RANDOM)
     origin = weights.name if weights else "as MODEL returns them"
     return Network(module.eval(), _stated(name, defined), 224, Framing(), origin, trained)
 
@@ -170,15 +175,6 @@ def _stated(name: str, defined: Any) -> Preprocessing:
     if min(stated.std) <= 0:
         raise RequestError(f"{name}: STD = {std}; expected three numbers above 0, of pixels 0..1, such as {IMAGENET.std}")
     return stated
-
-
-def _require_at_most(module: "nn.Module", largest_bytes: int | None, name: str) -> None:
-    size = 4 * sum(weight.numel() for weight in (*module.parameters(), *module.buffers()))
-    if largest_bytes is not None and size > largest_bytes:
-        raise RequestError(
-            f"{name}: {size / 1e9:.1f} GB of weights; a file of this format holds {largest_bytes / 1e9:.0f} GB: "
-            "choose a smaller model, or --format torch"
-        )
 
 
 def _fill(module: "nn.Module", state: "dict[str, torch.Tensor]", weights: Path | str, name: str) -> None:

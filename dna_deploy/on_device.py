@@ -15,7 +15,7 @@ from dna_deploy.predictor import open_predictor
 from dna_deploy.progress import say
 from dna_deploy.table import LatencyTable, tables
 from dna_deploy.verify import Limits, Link, Step, judge
-from profilers import Measurement, Model, Plan, Stop, find_device, find_profiler, measure, summarize
+from profilers import Model, Plan, Stop, find_device, find_profiler, measure, summarize
 
 Array = np.ndarray[Any, np.dtype[Any]]
 AT_ONCE_BYTES = 512 << 20  # of images copied there in one go and run by one process: 850 of 224 px
@@ -28,10 +28,13 @@ def require_device(name: str, suffix: str) -> None:
         raise RequestError(f"--device {name}: {suffix} files cannot be run there; only .onnx files can: use --format onnx")
 
 
-def run_on_device(name: str, file: Step, here: Array, original: Original, limits: Limits) -> tuple[Link, Latency | None]:
+def run_on_device(
+    name: str, file: Step, here: Array, original: Original, limits: Limits, fp32: Path | None = None
+) -> tuple[Link, Latency | None]:
     """Run the ONNX file of a step on the device over all test images; `here` is what the same file answers on this machine.
 
-    The number of copies and of processes on the device does not grow with the images, but for every 512 MB of them.
+    It is timed beside the `fp32` file that it was made from, where there is one. The number of copies and of processes on the
+    device does not grow with the images, but for every 512 MB of them.
     """
     assert file.path is not None
     picked, test = original.picked, original.test
@@ -39,6 +42,7 @@ def run_on_device(name: str, file: Step, here: Array, original: Original, limits
     table = LatencyTable.load(known) if known else None
     device = (device_of(table) if table else None) or find_device(name)
     profiler, model = find_profiler(device), Model("exported", file.path.read_bytes())
+    models = [model, *([Model("fp32", fp32.read_bytes())] if fp32 else [])]
     environment = profiler.environment(device)
     say(f"running {test.count} images on {device.name}")
     there: list[Any] = []
@@ -48,19 +52,20 @@ def run_on_device(name: str, file: Step, here: Array, original: Original, limits
         there += profiler.run(replace(device, batch=1), model, {"input": pixels})
     comparison = judge(here, np.concatenate(there), test.labels, 1, limits)
     link = Link(f"on {device.name}", file.name, file.precision, None, None, [], limits, [comparison])
+    speed, predicted_ms = None, None
     if table is None:
-        taken = summarize(measure(profiler, device, [model], Plan(rounds=24, anchors=0), Stop(seconds=20)))
-        return link, _latency(name, taken, None, None, environment)
-    predicted_ms = _predicted(table, original.ops)
-    whole = measure_whole(table, [model], predicted_ms or 1e9)
-    if whole is None:
-        return link, None
-    return link, _latency(name, whole[model.key].measurement, whole[model.key].speed, predicted_ms, environment)
-
-
-def _latency(name: str, taken: Measurement, speed: float | None, predicted_ms: float | None, environment: Any) -> Latency:
-    low_ms, high_ms = taken.interval_ms
-    return Latency(name, predicted_ms, taken.latency_ms, low_ms, high_ms, None, speed, environment)
+        visits = list(measure(profiler, device, models, Plan(rounds=24, anchors=0), Stop(seconds=20)))
+        taken = {model.key: summarize([visit for visit in visits if visit.key == model.key]) for model in models}
+    else:
+        predicted_ms = _predicted(table, original.ops)
+        whole = measure_whole(table, models, predicted_ms or 1e9)
+        if whole is None:
+            return link, None
+        taken, speed = {key: found.measurement for key, found in whole.items()}, whole[model.key].speed
+    exported = taken[model.key]
+    low_ms, high_ms = exported.interval_ms
+    fp32_ms = taken["fp32"].latency_ms if fp32 else None
+    return link, Latency(name, predicted_ms, exported.latency_ms, low_ms, high_ms, fp32_ms, speed, environment)
 
 
 def _predicted(table: LatencyTable, ops: Sequence[Op]) -> float | None:

@@ -99,6 +99,8 @@ def licence_of(name: str) -> str:
     """What timm states for the weights of a model, or what the package says that they came from."""
     from timm.models import get_pretrained_cfg
 
+    if name.endswith(".py"):  # timm would look for a model of the name before the dot
+        return UNKNOWN_LICENCE
     if name in PACKAGED:
         return f"Apache-2.0 (PyPI {PACKAGED[name].replace('_', '-')})"
     stated = get_pretrained_cfg(name)
@@ -130,7 +132,7 @@ def from_model(asked: Asked, largest_bytes: int | None = None) -> Original:
     names = _labels(asked, classes, given)
     if network.weights == "random":
         say(f"{asked.model}: its weights are RANDOM: the chain can be proved, the file is of no use")
-    test, held_out = _parts(source, size, classes, network)
+    test, held_out = _parts(source, size, classes, network, names if asked.labels else ())
     name = Path(asked.model).stem if asked.model.endswith(".py") else asked.model
     return Original(
         name=name,
@@ -149,7 +151,7 @@ def from_model(asked: Asked, largest_bytes: int | None = None) -> Original:
         folder=EXPORTS / (name if network.weights != "random" else f"{name}-untrained"),
         picked=None,
         made_from={key: str(value) if isinstance(value, Path) else value for key, value in asdict(asked).items() if value},
-        licences={f"Network {asked.model}": UNKNOWN_LICENCE if asked.model.endswith(".py") else licence_of(asked.model)}
+        licences={f"Network {asked.model}": licence_of(asked.model)}
         | ({f"Data {source.name}": source.licence or UNKNOWN_LICENCE} if source else {}),
     )
 
@@ -163,7 +165,8 @@ def _classes(network: "nn.Module", size: int, asked: Asked) -> int:
             logits = network(torch.zeros(2, 3, size, size))
     except Exception as error:  # whatever a module raises for a size it does not take
         raise RequestError(
-            f"--model {asked.model}: cannot run images of {size} x {size} ({first_line(error)}); choose --image-size"
+            f"--model {asked.model}: cannot run RGB images of {size} x {size} ({first_line(error)}); choose --image-size, or "
+            "give a network that takes three channels"
         ) from error
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
         kind = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
@@ -192,7 +195,8 @@ def _labels(asked: Asked, classes: int, given: tuple[str, ...]) -> tuple[str, ..
     return tuple(map(str, range(classes)))
 
 
-def _parts(source: Source | None, size: int, classes: int, network: Network) -> tuple[Inputs, Inputs]:
+def _parts(source: Source | None, size: int, classes: int, network: Network, stated: tuple[str, ...]) -> tuple[Inputs, Inputs]:
+    """`stated` are the names of the network's classes where the user gave them: the data's may come in another order."""
     if source is None:
         say(f"no --data: checked on {SYNTHETIC} synthetic images, always the same; they say nothing of its accuracy")
         return synthetic(size, network.preprocessing, seed=0), synthetic(size, network.preprocessing, seed=1)
@@ -201,10 +205,27 @@ def _parts(source: Source | None, size: int, classes: int, network: Network) -> 
         inputs_of(Images(source, part, size, network.framing), network.preprocessing, f"{name} images of {source.name}")
         for name, part in (("test", parts.test), ("held-out", parts.held_out))
     )
+    if places := _by_name(stated, source.classes):
+        return _renumbered(test, places), _renumbered(held_out, places)
     if _tells_apart(classes, source.classes):
+        if stated:
+            same = f"{source.classes[-1]} is {stated[-1]}"
+            say(f"--labels: other names than those of {source.name}, taken in the same order: {same}")
         return test, held_out
     say(f"{source.name} has {len(source.classes)} classes, the network {classes}: agreement is judged, accuracy is not")
     return replace(test, labels=None), replace(held_out, labels=None)
+
+
+def _by_name(stated: Sequence[str], classes: Sequence[str]) -> list[int] | None:
+    """Which of the stated classes each of the data's is, where their names say it."""
+    others = [name for name in classes if name not in stated]
+    outputs = [*others, *stated] if len(stated) == 1 == len(others) else list(stated)
+    return [outputs.index(name) for name in classes] if set(classes) <= set(outputs) else None
+
+
+def _renumbered(inputs: Inputs, places: list[int]) -> Inputs:
+    assert inputs.labels is not None
+    return replace(inputs, labels=np.array(places)[inputs.labels])
 
 
 def _tells_apart(outputs: int, classes: Sequence[str]) -> bool:

@@ -4,8 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from dna_deploy.errors import MachineError
-from dna_deploy.session import CPU, open_session, require_onnxruntime
+from dna_deploy.session import open_session, require_onnxruntime
 
 RECORD = "session.record_ep_graph_assignment_info"  # ONNX Runtime keeps the assignment only where it is told to
 
@@ -24,16 +23,9 @@ class Placement:
 
 def placement(path: Path, provider: str) -> Placement | None:
     """Where the nodes of an ONNX file would run; None where this ONNX Runtime is too old to say."""
-    onnxruntime = require_onnxruntime()
-    available = onnxruntime.get_available_providers()
-    if provider not in available:
-        raise MachineError(
-            f"{provider} is not in this ONNX Runtime, which has {', '.join(available)}; install the package with it"
-        )
-    if not hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
+    if not hasattr(require_onnxruntime().InferenceSession, "get_provider_graph_assignment_info"):
         return None
-    asked = dict.fromkeys([provider, *CPU])  # what falls back falls to the CPU
-    session = open_session(path, [*asked], entries={RECORD: "1"})
+    session = open_session(path, provider, entries={RECORD: "1"})
     nodes: Counter[str] = Counter()
     elsewhere = []
     for part in session.get_provider_graph_assignment_info():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dna_deploy.exporters.onnx import save
+from dna_deploy.exporters.onnx import save, scopes
 from dna_deploy.progress import bar, say
 from dna_deploy.ranges import Histogram
 from dna_deploy.verify import Inputs, Step, by_class, outputs
@@ -131,10 +131,16 @@ def quantize_within(
     order = by_harm(model, seen, held_out, reference, symmetric, bits, target, load)
     count = fewest(lambda many: drop(order[:many], bits) <= max_drop, len(order))
     final = drop(order[:count], bits)
-    modules = {node.name: node.input[1].removesuffix(".weight") for node in model.graph.node if node.name in order[:count]}
+    modules = {node.name: _module(node) for node in model.graph.node if node.name in order[:count]}
     back = tuple(modules[name] for name in order[:count])
     say(f"int8: {count} of {len(order)} layers back in float, {final:.2%} lost: {', '.join(back)}")
     return back
+
+
+def _module(node: "onnx.NodeProto") -> str:
+    """The module that a layer is, by its weight; by the exporter's note where that was folded and has a number for a name."""
+    weight, within = node.input[1], scopes(node)
+    return within[-2] if len(within) > 1 and not weight.endswith(".weight") else weight.removesuffix(".weight")
 
 
 def lost(reference: Array, logits: Array, held_out: Inputs) -> float:

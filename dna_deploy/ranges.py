@@ -1,5 +1,6 @@
 """Which values the tensors of an ONNX graph take on real images: what a lower precision has to be able to hold."""
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +24,16 @@ class Histogram:
 
     limit: float = 2.0**-20
     counts: Array = field(default_factory=lambda: np.zeros(BINS, np.int64))
-    largest: float = 0.0  # of all |x|
+    largest: float = 0.0  # of all |x|; infinite where one was no number
     lowest: float = 0.0  # of all x and zero
 
     def add(self, values: Array) -> None:
         magnitudes = np.abs(values, dtype=np.float32).ravel()
         if not magnitudes.size:
             return
-        self.largest = max(self.largest, float(magnitudes.max()))
-        self.lowest = min(self.lowest, float(values.min()))
+        most, least = float(magnitudes.max()), float(values.min())
+        self.largest = math.inf if math.isnan(most) else max(self.largest, most)  # max(0.0, nan) would be 0.0
+        self.lowest = -math.inf if math.isnan(least) else min(self.lowest, least)
         if not np.isfinite(self.largest):
             return
         while self.largest > self.limit:

@@ -58,7 +58,7 @@ def page(pick: Pick) -> str:
 def _exports(pick: Pick) -> Iterator[Verification]:
     """What was exported since the network was trained; the files of one that was found before it may still lie there."""
     trained = pick.weights.stat().st_mtime
-    for file in sorted(pick.export.glob(f"*{VERIFICATION}")):
+    for file in sorted(pick.export.rglob(f"*{VERIFICATION}")):
         if file.stat().st_mtime >= trained:
             yield read_json(file, Verification)
 

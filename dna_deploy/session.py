@@ -3,15 +3,17 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dna_deploy.errors import CheckFailed, MachineError, first_line
 
-CPU = ("CPUExecutionProvider",)
+CPU = "CPUExecutionProvider"
 OPENED = """
-import sys, numpy, onnxruntime
+import sys
+sys.path = [place for place in sys.path if place]  # not the current folder: that may be a bundle, which runs no code here
+import numpy, onnxruntime
 options = onnxruntime.SessionOptions()
 options.log_severity_level = 4
 session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
@@ -21,9 +23,12 @@ session.run(None, {name: numpy.zeros(shape, "float32") for name, shape in shapes
 
 
 def open_session(
-    model: Path | bytes, providers: Sequence[str] = CPU, optimize: bool = True, entries: Mapping[str, str] | None = None
+    model: Path | bytes, provider: str = CPU, optimize: bool = True, entries: Mapping[str, str] | None = None
 ) -> Any:
-    """An InferenceSession; `entries` are of its configuration. A graph that the runtime refuses is CheckFailed."""
+    """An InferenceSession; what the provider does not take, the CPU's does. `entries` are of its configuration.
+
+    A graph that the runtime refuses is CheckFailed.
+    """
     onnxruntime = require_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -32,7 +37,7 @@ def open_session(
     for key, value in (entries or {}).items():
         options.add_session_config_entry(key, value)
     try:
-        return onnxruntime.InferenceSession(model, options, providers=list(providers))
+        return onnxruntime.InferenceSession(model, options, providers=[*dict.fromkeys((provider, CPU))])
     except Exception as error:  # onnxruntime raises a dozen types without a common base
         name = model if isinstance(model, Path) else "a graph"
         reason = _unknown_ops(model) or first_line(error, 1000).rpartition(" : ")[2][:200]
@@ -45,6 +50,17 @@ def require_onnxruntime() -> Any:
     except ImportError:
         raise MachineError("ONNX Runtime is not installed: pip install onnxruntime") from None
     return onnxruntime
+
+
+def provider_named(name: str) -> str:
+    """ONNX Runtime's own name of an execution provider such as cuda; MachineError where what is installed lacks it."""
+    known = {found.removesuffix("ExecutionProvider").lower(): found for found in require_onnxruntime().get_available_providers()}
+    if name.lower() not in known:
+        raise MachineError(
+            f"--provider {name}: not in this ONNX Runtime, which has {', '.join(known)}; install the package with it, such as "
+            "onnxruntime-gpu or onnxruntime-openvino"
+        )
+    return known[name.lower()]
 
 
 def require_survived(path: Path) -> None:

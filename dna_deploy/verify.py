@@ -13,6 +13,7 @@ from dna_deploy.files import read_arrays, sha256, write_arrays
 from dna_deploy.measure import Latency
 from dna_deploy.placement import Placement, placement
 from dna_deploy.progress import bar
+from dna_deploy.session import CPU
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SCHEMA = "dna-deploy/verification/5"
@@ -63,7 +64,7 @@ class Step:
     precision: str
     run: Callable[[Array], Array]
     path: Path | None = None
-    provider: str = "CPUExecutionProvider"  # which is to run every node, where ONNX Runtime runs the step
+    provider: str = CPU  # which is to run every node, where ONNX Runtime runs the step
     kept: tuple[str, ...] = ()  # tensors or layers left in float, each with the reason
 
 

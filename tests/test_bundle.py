@@ -16,6 +16,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from dna_deploy import plugins
 from dna_deploy.arch import sample
 from dna_deploy.bundle import Manifest, prefix_graph, write_bundle, write_zip
 from dna_deploy.contents import Contents, check, measured_ms, opened
@@ -23,9 +24,10 @@ from dna_deploy.errors import CheckFailed, DnaError, RequestError
 from dna_deploy.exporters._exporter import Contract, Options
 from dna_deploy.files import read_arrays, read_json, sha256, write_arrays, write_json
 from dna_deploy.plugins import find
-from dna_deploy.verify import save_logits
+from dna_deploy.verify import Limits, Link, Verification, judge, save_logits
 
 CONTRACT = Contract(32, (0.5, 0.4, 0.3), (0.5, 0.6, 0.7), tuple("abcdefghij"))
+NET = "from torch import nn\nMODEL = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(196, 3))\n"
 REFUSED = ("torch", "timm", "onnx", "dna_deploy", "profilers", "scipy")
 
 
@@ -42,7 +44,9 @@ def made(tmp_path_factory):
     labels = logits.argmax(1)
     labels[0] = (labels[0] + 1) % 10
     save_logits(folder / "model.onnx.logits.npz", labels, {"torch": logits, "onnx": logits})
-    write_json(folder / "model.onnx.verification.json", {})
+    judged = judge(logits, logits + 1e-5 * logits.std(), labels, 8, Limits())
+    link = Link("onnx", "torch", "fp32", "model.onnx", None, [], Limits(), [judged])
+    write_json(folder / "model.onnx.verification.json", Verification("model.onnx", None, "12 images", [link], None))
     licences = {"teacher": "Apache-2.0", "data": "CC BY 4.0"}
     write_bundle(folder, "tiny", CONTRACT, [model], exporter, Options(), x, {"run": "runs/try"}, licences)
     return folder
@@ -73,7 +77,10 @@ def test_a_bundle_holds_what_it_says_and_checks_out(made):
         (golden,), left = check(contents)
         assert not left and golden.ok and golden.file == "model.onnx" and golden.largest_difference == 0
         assert contents.golden["images"].shape == (8, 32, 32, 3) and contents.golden["images"].dtype == np.uint8
-        assert contents.accuracy.accuracy_before == pytest.approx(11 / 12) and contents.accuracy.drop == 0
+        assert contents.accuracy("model.onnx").accuracy_before == pytest.approx(11 / 12)
+        assert contents.accuracy("model.onnx").drop == 0
+    told = json.loads((made / "preprocessing.json").read_text())
+    assert told["shorter_side"] == 32 and told["interpolation"] == "bicubic" and told["crop"] == "centre"
     assert "Apache-2.0" in (made / "LICENCES.md").read_text()
 
 
@@ -112,8 +119,13 @@ def test_a_zip_is_the_same_bundle_and_always_the_same_bytes(made, tmp_path):
     write_zip(made, tmp_path / "one.zip")
     write_zip(made, tmp_path / "two.zip")
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
-    with opened(tmp_path / "one.zip") as contents:
-        assert check(contents)[0][0].ok
+    with zipfile.ZipFile(tmp_path / "folder.zip", "w") as archive:  # as file managers make it
+        for file in made.iterdir():
+            archive.write(file, f"export/{file.name}")
+            archive.writestr(f"__MACOSX/export/._{file.name}", "")
+    for name in ("one.zip", "folder.zip"):
+        with opened(tmp_path / name) as contents:
+            assert check(contents)[0][0].ok
 
 
 def test_a_changed_or_missing_file_is_named(bundle):
@@ -129,11 +141,22 @@ def test_a_changed_or_missing_file_is_named(bundle):
         pass
 
 
-def test_a_cut_off_zip_is_named(made, tmp_path):
+def test_a_zip_that_cannot_be_unpacked_is_named(made, tmp_path):
     write_zip(made, tmp_path / "whole.zip")
-    (tmp_path / "half.zip").write_bytes((tmp_path / "whole.zip").read_bytes()[:3000])
-    with pytest.raises(RequestError, match=r"half\.zip: not a whole zip"), opened(tmp_path / "half.zip"):
-        pass
+    whole = (tmp_path / "whole.zip").read_bytes()
+    with zipfile.ZipFile(tmp_path / "whole.zip") as archive:
+        data = archive.getinfo("model.onnx").header_offset + 30 + len("model.onnx")
+    locked = bytearray(whole)
+    for mark, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        locked[locked.index(mark) + flags] |= 1
+    for content, says in (
+        (whole[:3000], "not a whole zip .*copy it again"),
+        (whole[:data] + b"\xff" * 4 + whole[data + 4 :], "not a whole zip .*copy it again"),  # no deflate stream begins so
+        (locked, r"cannot be unpacked here \(.*encrypted.*; unpack it yourself"),
+    ):
+        (tmp_path / "bad.zip").write_bytes(content)
+        with pytest.raises(RequestError, match=rf"bad\.zip: {says}"), opened(tmp_path / "bad.zip"):
+            pass
 
 
 @pytest.mark.parametrize("name", ["../evil.txt", "/etc/evil", "a/../../evil", "..\\evil", "C:\\evil"])
@@ -214,8 +237,7 @@ def test_an_unknown_op_is_named(bundle):
 
 def test_an_export_of_another_network_leaves_out_what_is_there_of_the_first(workdir):
     """A model of other weights, and its passing verification, would be shipped under the new network's name."""
-    net = "from torch import nn\nMODEL = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(196, 3))\n"
-    (workdir / "net.v2.py").write_text(net)
+    (workdir / "net.v2.py").write_text(NET)
     flags = ("--model", "net.v2.py", "--image-size", "16", "--zip")
 
     def shipped():
@@ -235,7 +257,7 @@ def test_an_export_of_another_network_leaves_out_what_is_there_of_the_first(work
     (workdir / "exports" / "net.v2" / "notes.txt").write_text("mine")
     assert asked(*flags)[0] == 0
     assert shipped() == own | of("model.onnx") | of("model-fp16.onnx")  # of the same network: kept, with what belongs to it
-    (workdir / "net.v2.py").write_text(net.replace("MODEL", "import torch\ntorch.manual_seed(1)\nMODEL"))
+    (workdir / "net.v2.py").write_text(NET.replace("MODEL", "import torch\ntorch.manual_seed(1)\nMODEL"))
     code, said = asked(*flags)
     assert code == 0 and "model-fp16.onnx left out of the bundle: made from another network" in said
     assert shipped() == own | of("model.onnx")
@@ -258,6 +280,21 @@ def test_other_weights_fail_the_golden_images(bundle):
     with opened(bundle) as contents:
         (golden,), _ = check(contents)
     assert not golden.ok and golden.largest_difference > golden.tolerance
+
+
+def test_golden_images_are_run_in_batches_that_the_model_takes(bundle):
+    """Some formats are written for no more images at once than was asked for."""
+    images = np.random.default_rng(0).uniform(-0.5, 0.9, (8, 3, 32, 32)).astype(np.float32)
+    one = onnx.load(bundle / "model.onnx")
+    one.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    made = [bundle / "model.onnx", bundle / "one.onnx"]
+    made[1].write_bytes(one.SerializeToString())
+    for ending in (".verification.json", ".logits.npz"):
+        shutil.copy(bundle / f"model.onnx{ending}", bundle / f"one.onnx{ending}")
+    write_bundle(bundle, "tiny", CONTRACT, made, find("exporters", "onnx"), Options(largest_batch=1), images, {}, {})
+    with opened(bundle) as contents:
+        golden, left = check(contents)
+        assert not left and [(part.file, part.ok) for part in golden] == [("model.onnx", True), ("one.onnx", True)]
 
 
 @pytest.mark.parametrize(
@@ -344,5 +381,66 @@ def test_a_loss_of_accuracy_beyond_the_limit_is_exit_1(bundle):
     save_logits(bundle / name, labels, {"torch": right, "onnx": np.roll(right, 1, axis=1)})
     again(bundle, name)
     code, said = asked("--verify", bundle, "--max-drop", "0.5%")
-    assert code == 1 and "lost 100.00% of accuracy, --max-drop 0.50%" in said
+    assert code == 1 and "lost 100.00% of accuracy, --max-drop 0.50%" in said and "Traceback" not in said
     assert asked("--verify", bundle)[0] == 0  # without the flag it is only said
+
+
+def test_other_limits_are_applied_to_what_was_found_when_it_was_exported(made):
+    assert asked("--verify", made, "--max-difference", "2e-5")[0] == 0  # the step is off by 1e-5
+    code, said = asked("--verify", made, "--max-difference", "5e-6")
+    assert code == 1 and "model.onnx: step onnx differs by 1e-05 of the spread on images, --max-difference 5e-06" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--verify", "B", "--zip", "--model", "x"), "--model, --zip: not with --verify, which goes with --device, --max-diff"),
+        (("--verify", "B", "--rebuild", "B"), "--rebuild: not with --verify"),
+        (("--verify", "B", "--format", "openvino"), "--format: not with --verify"),
+        (("--rebuild", "B", "--max-drop", "1%"), "--max-drop: not with --rebuild, which goes with --trust only"),
+        (("--trust",), "--trust: for --verify and --rebuild only"),
+        (("--compute-capability", "banana"), "--compute-capability: for --format tensorrt, not onnx"),
+        (("--model", "net.py", "--data-root", "x"), "--data-root: says where the files of --data lie; give --data"),
+        (("--model", "net.py", "--image-size", "16", "--max-drop", "1%"), "--max-drop: the accuracy of net is not known"),
+        (("--model", "net.py", "--opset", "17"), "--opset 17: expected one of 18 to "),
+        (("--model", "net.py", "--opset", "99"), "--opset 99: expected one of 18 to "),
+        (
+            ("--model", "net.py", "--image-size", "16", "--format", "openvino", "--output", "y.bin"),
+            "--output y.bin: a file of openvino ends in .xml",
+        ),
+    ],
+)
+def test_what_would_not_be_heard_is_refused(workdir, flags, says):
+    (workdir / "net.py").write_text(NET)
+    code, said = asked(*flags)
+    assert code == 2 and says in said and "Traceback" not in said
+
+
+def test_labels_that_have_changed_since_leave_out_what_was_exported_with_the_others(workdir):
+    (workdir / "net.py").write_text(NET)
+    (workdir / "names.txt").write_text("one\ntwo\nthree\n")
+    flags = ("--model", "net.py", "--image-size", "16")
+    assert asked(*flags)[0] == 0 and asked(*flags, "--precision", "fp16")[0] == 0
+    folder = workdir / "exports" / "net"
+    code, said = asked(*flags, "--precision", "bf16", "--labels", "names.txt")
+    assert code == 0 and "model-fp16.onnx left out of the bundle: made from another network or with other labels" in said
+    with opened(folder) as contents:
+        assert set(contents.manifest.models) == {"model.onnx", "model-bf16.onnx"} and contents.labels == ["one", "two", "three"]
+    assert not (folder / "model.onnx.verification.json").exists()  # of the file with the labels before
+
+
+def test_a_format_of_the_users_own_is_verified_with_its_file(workdir):
+    (workdir / "net.py").write_text(NET)
+    (workdir / "mine.py").write_text(
+        "from dna_deploy.exporters._exporter import Exporter\nfrom dna_deploy.exporters.onnx import load\n"
+        "def write(source, contract, path, options):\n    path.write_bytes(source.read_bytes())\n"
+        "EXPORTER = Exporter('mine', '.mine', ('fp32',), 'onnx', write, load)\n"
+    )
+    code, said = asked("--model", "net.py", "--image-size", "16", "--format", "mine.py")
+    assert code == 0 and "check it anywhere with dna-export --verify exports/net --format FILE.py" in said
+    plugins._own.clear()  # as in another process
+    code, said = asked("--verify", "exports/net")
+    assert code == 2 and "model.mine is of the format 'mine', none of " in said and "add --format FILE.py" in said
+    code, said = asked("--verify", "exports/net", "--format", "mine.py", "--max-latency", "10s")
+    assert code == 0 and "model.mine on this machine: " in said
+    assert asked("--rebuild", "exports/net", "--format", "mine.py", "--trust")[0] == 0

@@ -10,15 +10,17 @@ from onnx import numpy_helper
 from torch import nn
 
 from dna_deploy import chain
+from dna_deploy.bundle import Manifest
 from dna_deploy.chain import graphs, steps
 from dna_deploy.errors import CheckFailed, RequestError
 from dna_deploy.export import export
 from dna_deploy.exporters import onnx as portable
 from dna_deploy.exporters._exporter import Contract, Options
+from dna_deploy.files import alone, read_json
 from dna_deploy.original import Original
 from dna_deploy.plugins import find
 from dna_deploy.run import Picked
-from dna_deploy.verify import Inputs
+from dna_deploy.verify import LIMITS, Inputs, Verification
 
 CONTRACT = Contract(16, (0.5,) * 3, (0.5,) * 3, ("a", "b", "c"))
 EXPORTER = """
@@ -104,7 +106,9 @@ def test_a_network_that_answers_with_no_number_is_refused(original):
     assert not original.folder.exists()
 
 
-def test_a_fault_of_simplifying_is_found_there_and_the_layer_is_named(original, monkeypatch):
+@pytest.fixture
+def fault(monkeypatch):
+    """Simplifying changes a bias."""
     write = portable.write_simplified
 
     def wrong(source, contract, path, options):
@@ -115,11 +119,59 @@ def test_a_fault_of_simplifying_is_found_there_and_the_layer_is_named(original, 
         path.write_bytes(model.SerializeToString())
 
     monkeypatch.setattr(chain.portable, "write_simplified", wrong)
+
+
+def test_a_fault_of_simplifying_is_found_there_and_the_layer_is_named(original, fault):
     with pytest.raises(
         CheckFailed, match=r"model\.onnx: step simplified .*first wrong at tensor \S+ \(Conv, module 3, weights 3\.weight\)"
     ):
         export(original, "onnx", Options())
-    assert (original.folder / "model.exported.onnx").is_file()  # what it was made from stays to look at
+    assert (original.folder / "model.onnx.unverified" / "model.exported.onnx").is_file()  # stays to look at
+
+
+def test_what_an_earlier_export_left_is_touched_by_what_passes_only(original, tmp_path):
+    def files():
+        return {file.name: file.read_bytes() for file in original.folder.iterdir() if file.is_file()}
+
+    export(original, "onnx", Options("fp16"))
+    before = files()
+    strict = {key: replace(limit, largest_difference=1e-12) for key, limit in LIMITS.items()}
+    with pytest.raises(CheckFailed, match=r"export/model-fp16\.onnx\.unverified/model\.exported\.onnx: step onnx is not"):
+        export(original, "onnx", Options("fp16"), strict)
+    failed = original.folder / "model-fp16.onnx.unverified"
+    left = read_json(failed / "model-fp16.onnx.verification.json", Verification)
+    assert left.sha256 is None and not left.ok and files() == before
+    done = export(original, "onnx", Options("fp16", opset=20), output=tmp_path / "else[1]" / "x.onnx")
+    assert files() == before and done.path.is_file()
+    assert {file.name for file in done.path.parent.iterdir()} == {"x.onnx", "x.onnx.verification.json", "x.onnx.logits.npz"}
+    export(original, "onnx", Options("fp16"))
+    assert not failed.exists()
+
+
+def test_the_onnx_file_of_a_bundle_is_verified_whatever_was_exported(original):
+    done = export(original, "torch", Options())
+    found = read_json(original.folder / "model.onnx.verification.json", Verification)
+    assert done.no_bundle is None and [link.step for link in found.links] == ["onnx", "simplified", "simplified"]
+    listed = read_json(original.folder / "manifest.json", Manifest).models["model.pt2"].files
+    assert {"model.onnx", "model.onnx.verification.json", "model.onnx.logits.npz"} < {*listed}
+
+
+def test_without_an_onnx_file_that_is_the_network_there_is_no_bundle(original, fault):
+    done = export(original, "torch", Options())
+    assert done.verification.verified and not (original.folder / "manifest.json").exists()
+    assert "model.onnx.unverified/model.onnx: step simplified is not the network it was made from" in done.no_bundle
+
+
+def test_a_provider_that_leaves_a_node_to_another_fails(original):
+    with pytest.raises(CheckFailed, match=r"(\d+) of \1 nodes do not run on AzureExecutionProvider: .* on CPUExecutionProvider"):
+        export(original, "onnx", Options(), provider="azure")
+    with pytest.raises(RequestError, match="--provider cpu: of ONNX Runtime on this machine, for --format onnx"):
+        export(original, "torch", Options(), provider="cpu")
+
+
+def test_two_exports_of_one_network_at_once_are_refused(original):
+    with alone(original.folder, "dna-export"), pytest.raises(RequestError, match="export: another dna-export is writing here"):
+        export(original, "onnx", Options())
 
 
 def test_a_fault_of_another_runtime_is_searched_by_that_runtime(original, tmp_path):

@@ -85,7 +85,7 @@ def test_the_run_holds_everything(place):
     models = ("model.onnx", "model.onnx.verification.json", "model.onnx.logits.npz", "preprocess.onnx")
     beside = ("manifest.json", "preprocessing.json", "labels.json", "golden.npz", "LICENCES.md", "example.py")
     bundle = {f"cpu-50ms/export/{name}" for name in (*models, *beside)}
-    assert kept == own | found | bundle | {"cpu-50ms/student.json", "cpu-50ms/report.html"}
+    assert kept == own | found | bundle | {"cpu-50ms/student.json", "cpu-50ms/report.html", "cpu-50ms/.export.lock"}
     assert "model.onnx, measured" in (folder / "cpu-50ms/report.html").read_text()
     assert (folder / "cpu-50ms/front.png").read_bytes().startswith(b"\x89PNG")
     rows = (folder / "cpu-50ms/front.csv").read_text().splitlines()

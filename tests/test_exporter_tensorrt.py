@@ -91,11 +91,11 @@ def test_the_layers_name_the_nodes_they_were_made_of(made):
 def test_timings_are_kept_where_the_builder_takes_any(made):
     kept = Manifest.of(made / "model.engine").timing_cache
     if package.load().for_rtx:  # its timing cache does nothing since 1.2, so none is written and the manifest says so
-        assert kept.endswith("keeps none") and not (made / TIMING_CACHE).exists()
+        assert kept.endswith("keeps none") and not TIMING_CACHE.exists()
         return
-    before = (made / TIMING_CACHE).read_bytes()
+    before = TIMING_CACHE.read_bytes()
     write(made / "model.onnx", CONTRACT, made / "again.engine", AHEAD)
-    assert before and (made / TIMING_CACHE).read_bytes()[: len(before)] == before
+    assert before and TIMING_CACHE.read_bytes()[: len(before)] == before
 
 
 @needs_package

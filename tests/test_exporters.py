@@ -68,6 +68,13 @@ def test_what_is_exported_runs_and_agrees(network, tmp_path, name):
     assert all(path.with_suffix(suffix).is_file() for suffix in exporter.beside)
 
 
+@pytest.mark.parametrize("name", ["onnx", "torch"])
+def test_as_many_images_at_once_as_were_asked_for(tmp_path, name):
+    path, network = tmp_path / "model", nn.Sequential(nn.AvgPool2d(32), nn.Flatten(), nn.Linear(3, 10)).eval()
+    find("exporters", name).write(network, CONTRACT, path, Options(largest_batch=5000))
+    assert find("exporters", name).load(path)(np.zeros((5000, 3, 32, 32), np.float32)).shape == (5000, 10)
+
+
 @pytest.mark.parametrize("name", [name for name in names("exporters") if find("exporters", name).suffix != ".onnx"])
 def test_a_file_that_is_none_is_refused_in_one_line(tmp_path, name):
     exporter = find("exporters", name)

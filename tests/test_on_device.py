@@ -29,9 +29,9 @@ def run(tiny, workdir):
     contract = Contract(32, HALF.mean, HALF.std, tuple("0123456789"))
     original = Original("net", arch.module(), contract, test, test, workdir, None, arch.ops)
 
-    def start(change=lambda logits: logits):
+    def start(change=lambda logits: logits, fp32=None):
         file = Step("onnx", "fp32", load(path), path)
-        return run_on_device("cpu", file, change(file.run(test.at(range(40)))), original, LIMITS["fp32"])
+        return run_on_device("cpu", file, change(file.run(test.at(range(40)))), original, LIMITS["fp32"], fp32 and path)
 
     return start
 
@@ -43,6 +43,7 @@ def test_the_same_file_computes_the_same(run):
     assert found.accuracy_before == found.accuracy_after
     assert latency.device == "cpu" and "onnxruntime" in latency.environment["runtime"]
     assert latency.measured_ms > 0 and latency.predicted_ms is None and latency.speed is None  # no table of it here
+    assert latency.fp32_ms is None and run(fp32=True)[1].fp32_ms > 0
 
 
 def test_other_answers_are_a_failed_check(run):

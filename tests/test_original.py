@@ -12,7 +12,7 @@ from PIL import Image
 from dna_deploy.data import Preprocessing, open_source, split
 from dna_deploy.errors import MachineError, RequestError
 from dna_deploy.networks import RANDOM
-from dna_deploy.original import Asked, from_model, synthetic
+from dna_deploy.original import Asked, from_model, licence_of, synthetic
 from dna_deploy.verify import outputs, winners
 
 MODEL = """
@@ -103,12 +103,39 @@ def test_weights_that_cannot_be_had_are_never_replaced_by_random_ones(workdir, m
         from_model(Asked("resnet18", image_size=32))
     tried = from_model(Asked("resnet18", weights=RANDOM, image_size=32))
     assert tried.contract.weights == "random" and tried.folder.name == "resnet18-untrained"
+    (workdir / "net.py").write_text(MODEL)
+    tried = from_model(Asked("net.py", weights=RANDOM, image_size=32))
+    assert tried.contract.weights == "random" and tried.folder.name == "net-untrained"
+
+
+def test_a_file_named_like_one_of_timms_models_is_not_under_its_licence():
+    assert licence_of("resnet18") == "apache-2.0"
+    for name in ("resnet18.py", "./nets/vit_base_patch16_224.py"):
+        assert licence_of(name).startswith("Not known")
 
 
 def test_labels_of_the_wrong_length_are_refused(own, workdir):
     (workdir / "names.txt").write_text("cat\ndog\n")
     with pytest.raises(RequestError, match="2 names, the network has 10 classes"):
         from_model(Asked(own, labels=workdir / "names.txt", image_size=32))
+
+
+def test_labels_in_another_order_than_the_datas_are_matched_by_name(own, workdir, capsys):
+    plain, names = from_model(Asked(own, data="digits", image_size=32)), workdir / "names.txt"
+    names.write_text("9\n8\n7\n6\n5\n4\n3\n2\n1\n0\n")
+    turned = from_model(Asked(own, data="digits", labels=names, image_size=32))
+    assert turned.contract.labels == tuple("9876543210")
+    for part, other in ((turned.test, plain.test), (turned.held_out, plain.held_out)):
+        assert (part.labels == 9 - other.labels).all()
+    names.write_text("".join(f"{digit}\n" for digit in "x9876543210"))  # the network knows a class that the data lacks
+    (workdir / "eleven.py").write_text(MODEL.replace("4, 10", "4, 11"))
+    assert (
+        from_model(Asked("eleven.py", data="digits", labels=names, image_size=32)).test.labels == 10 - plain.test.labels
+    ).all()
+    capsys.readouterr()
+    worded = from_model(Asked(own, data="digits", labels=_names(workdir, 10), image_size=32))
+    assert (worded.test.labels == plain.test.labels).all() and worded.contract.labels[0] == "class 0"
+    assert "other names than those of digits, taken in the same order: 9 is class 9" in capsys.readouterr().err
 
 
 def test_data_of_other_classes_judges_agreement_only(own, workdir):
@@ -131,6 +158,9 @@ def test_one_output_is_the_score_of_the_second_of_two_classes(own, workdir):
     logits = outputs(found.step, found.test, 8)
     assert logits.shape == (found.test.count, 1) and set(found.test.labels) == {0, 1}
     assert (winners(logits) == found.test.labels).all()
+    (workdir / "names.txt").write_text("dark\n")
+    other = from_model(Asked("one.py", data="images", labels=workdir / "names.txt", image_size=8))
+    assert (other.test.labels == 1 - found.test.labels).all()
 
 
 @pytest.mark.parametrize(
@@ -138,10 +168,14 @@ def test_one_output_is_the_score_of_the_second_of_two_classes(own, workdir):
     [
         (Asked("no_such_net_at_all"), "timm has no model of that name"),
         (Asked("absent.py"), "no such file"),
-        (Asked("net.py", image_size=1), "cannot run images of 1 x 1"),
+        (Asked("gray.py", image_size=32), r"images of 32 x 32 \(.*\); choose .*, or give a network that takes three channels"),
+        (Asked("ready.py", RANDOM), "random: MODEL of ready.py is a network with weights; leave --weights out"),
+        (Asked("net.py", image_size=1), "cannot run RGB images of 1 x 1"),
     ],
 )
-def test_what_cannot_be_is_answered_in_one_line(own, asked, says):
+def test_what_cannot_be_is_answered_in_one_line(own, workdir, asked, says):
+    (workdir / "gray.py").write_text(MODEL.replace("Conv2d(3", "Conv2d(1"))
+    (workdir / "ready.py").write_text(f"{MODEL}\nMODEL = MODEL()\n")
     with pytest.raises(RequestError, match=says) as answer:
         from_model(asked)
     assert "\n" not in str(answer.value)

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from dna_deploy.exporters.onnx import load
+from dna_deploy.exporters.onnx import SCOPES, load
 from dna_deploy.quantize import fewest, layers, lost, quantize, quantize_within
 from dna_deploy.ranges import observe
 from dna_deploy.verify import Inputs
@@ -18,17 +18,17 @@ FIRST = RNG.standard_normal((8, 12)).astype(np.float32)
 SECOND = RNG.standard_normal((3, 8)).astype(np.float32)
 
 
-def network(second=SECOND):
+def network(second=SECOND, weight="w2.weight"):
     """Flatten, Gemm `first`, Relu, Gemm `second`: (N, 3, 2, 2) -> (N, 3)"""
     nodes = [
         helper.make_node("Flatten", ["input"], ["flat"], name="flatten"),
         helper.make_node("Gemm", ["flat", "w1", "b1"], ["hidden"], name="first", transB=1),
         helper.make_node("Relu", ["hidden"], ["active"], name="relu"),
-        helper.make_node("Gemm", ["active", "w2.weight", "b2"], ["output"], name="second", transB=1),
+        helper.make_node("Gemm", ["active", weight, "b2"], ["output"], name="second", transB=1),
     ]
     bias = np.zeros(8, np.float32)
     bias[0] = -100.0  # the first hidden unit never fires
-    weights = {"w1": FIRST, "b1": bias, "w2.weight": second, "b2": np.zeros(3, np.float32)}
+    weights = {"w1": FIRST, "b1": bias, weight: second, "b2": np.zeros(3, np.float32)}
     stored = [numpy_helper.from_array(values, name) for name, values in weights.items()]
     shapes = [
         helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, 2, 2]),
@@ -95,14 +95,16 @@ def test_a_sum_is_quantized_between_quantized_layers_only(symmetric):
     assert rounded([]) and not rounded(["other"]) and not rounded(["first", "other"])
 
 
-def test_the_harmful_layer_goes_back_to_float_alone(tmp_path):
+@pytest.mark.parametrize(("weight", "module"), [("w2.weight", "w2"), ("val_15", "head.p")])
+def test_the_harmful_layer_goes_back_to_float_alone_and_is_named(tmp_path, weight, module):
     harmful = SECOND.copy()
     harmful[:, 0] = 1e4  # on the unit that never fires: no use in float, and no step left for the others in int8
-    model, path, target = network(harmful), tmp_path / "m.onnx", tmp_path / "q.onnx"
+    model, path, target = network(harmful, weight), tmp_path / "m.onnx", tmp_path / "q.onnx"
+    model.graph.node[-1].metadata_props.add(key=SCOPES, value="['', 'head', 'head.p', 'linear_1']")
     path.write_bytes(model.SerializeToString())
     labels = load(path)(IMAGES).argmax(1)
     held_out = inputs(labels)
-    assert quantize_within(path, target, observe(model, held_out), held_out, 0.05, False, load) == ("w2",)
+    assert quantize_within(path, target, observe(model, held_out), held_out, 0.05, False, load) == (module,)
     assert (load(target)(IMAGES).argmax(1) == labels).mean() >= 0.95
     assert quantize_within(path, target, observe(model, held_out), held_out, 1.0, False, load) == ()
     assert (load(target)(IMAGES).argmax(1) == labels).mean() < 0.8

@@ -20,6 +20,14 @@ def test_a_histogram_grows_with_what_it_sees():
     assert middle < 2.0  # half of all values are small ones: the counts moved along as the range grew
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_has_no_range(value):
+    found = Histogram()
+    for values in ([1.0, value], [2.0]):
+        found.add(np.array(values, np.float32))
+    assert found.largest == np.inf
+
+
 @pytest.mark.parametrize("outlier", [5.0, 100.0, 3000.0])
 def test_the_clip_is_nearly_the_best_of_all(outlier):
     values = np.append(RNG.standard_normal(20_000), outlier).astype(np.float32)

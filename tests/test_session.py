@@ -64,6 +64,16 @@ def test_what_kills_the_runtime_is_one_line(tmp_path, monkeypatch):
         require_survived(tmp_path / "model.onnx")
 
 
+def test_python_in_the_current_folder_is_not_run(tmp_path, monkeypatch):
+    """A bundle may bring more files than its manifest lists."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("numpy", "onnxruntime", "signal"):
+        (tmp_path / f"{name}.py").write_text("open('it_ran', 'w')")
+    (tmp_path / "model.onnx").write_bytes(b"not onnx")
+    require_survived(tmp_path / "model.onnx")
+    assert not (tmp_path / "it_ran").exists()
+
+
 def test_a_graph_that_kills_this_very_runtime_is_found(tmp_path):
     """microsoft/onnxruntime#28392"""
     path = tmp_path / "model.onnx"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from dna_deploy.cli._command import POSITIVE, Latency, Share, command
 
@@ -36,6 +37,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--image-size", type=POSITIVE, help="Input side of --model in pixels; its own if left out.")
 @click.option("--labels", type=FILE, help="Class names of --model, one a line.")
 @click.option("--device", help="Run the ONNX file there too, over the whole test set: cpu, pixel, or one of your devices.toml.")
+@click.option("--provider", help="ONNX Runtime's, which runs the ONNX file here and has to take every node: cpu, cuda, openvino.")
 @click.option("--max-difference", type=float, help="Largest difference from the step before that is accepted.")
 @click.option(
     "--max-drop",
@@ -70,6 +72,7 @@ def main(
     rebuild: Path | None,
     trust: bool,
     device: str | None,
+    provider: str | None,
 ) -> dict[str, Any]:
     """Export the found network, or any model, step by step; run every step against the one before, and measure the result.
 
@@ -80,17 +83,24 @@ def main(
     from dna_deploy.errors import CheckFailed, RequestError
     from dna_deploy.export import elsewhere, export
     from dna_deploy.exporters._exporter import PRECISIONS, Exporter, Options
+    from dna_deploy.exporters.onnx import require_opset
     from dna_deploy.plugins import find
     from dna_deploy.verify import LIMITS
 
-    if verify is not None:
-        from dna_deploy.cli._bundle import verified
+    own = format_.endswith(".py")
+    if verify is not None or rebuild is not None:
+        from dna_deploy.cli._bundle import rebuilt, verified
 
-        return verified(verify, device, max_drop, max_ms, trust)
-    if rebuild is not None:
-        from dna_deploy.cli._bundle import rebuilt
-
-        return rebuilt(rebuild, trust)
+        find("exporters", format_)  # a format of the user's own is known by its name from here on
+        code = ("--trust", *(["--format"] if own else []))
+        if verify is not None:
+            _require_only("--verify", "--device", "--max-difference", "--max-drop", "--max-latency", *code)
+            return verified(verify, device, max_difference, max_drop, max_ms, trust)
+        if rebuild is not None:
+            _require_only("--rebuild", *code)
+            return rebuilt(rebuild, trust)
+    if trust:
+        raise RequestError("--trust: for --verify and --rebuild only")
     if zipped and output is not None:
         raise RequestError("--zip: a bundle is a folder; leave out --output, which writes one file alone")
     exporter: Exporter = find("exporters", format_)  # refused before anything is loaded
@@ -98,9 +108,15 @@ def main(
     if precision not in exporter.precisions:
         known = "" if precision in PRECISIONS else f" is none of {', '.join(PRECISIONS)};"
         raise RequestError(f"--precision {precision}:{known} {exporter.name} carries {', '.join(exporter.precisions)}")
+    if opset is not None:
+        require_opset(opset)
     ours = {"--weights": weights, "--data": data, "--data-root": data_root, "--image-size": image_size, "--labels": labels}
     if model is None and (given := [flag for flag, value in ours.items() if value is not None]):
         raise RequestError(f"{', '.join(given)}: for --model only; a run knows its own")
+    if data_root is not None and data is None:
+        raise RequestError("--data-root: says where the files of --data lie; give --data")
+    if compute_capability is not None and format_ != "tensorrt" and not own:
+        raise RequestError(f"--compute-capability: for --format tensorrt, not {format_}")
     if model is not None and name is not None:
         raise RequestError("--run and --model: choose one of them")
     options = Options(precision, largest_batch, 0.005 if max_drop is None else max_drop, opset, compute_capability)
@@ -111,7 +127,9 @@ def main(
             for key, limit in limits.items()
         }
     original = _model(exporter, model, weights, data, data_root, image_size, labels) if model else _run(name)
-    done = export(original, format_, options, limits, output, device)
+    if max_drop is not None and precision != "int8" and original.test.labels is None:
+        raise RequestError(f"--max-drop: the accuracy of {original.name} is not known; give --data with its own classes")
+    done = export(original, format_, options, limits, output, device, provider)
     latency = done.verification.latency
     _show(original, options, done.path, done.verification)
     if zipped:
@@ -147,6 +165,20 @@ def main(
         "device_top1_agreement": there.top1_agreement if there else None,
         "device_accuracy": there.accuracy_after if there else None,
     }
+
+
+def _require_only(mode: str, *others: str) -> None:
+    """Refuse flags that say nothing here, rather than leave them unheard."""
+    from dna_deploy.errors import RequestError
+
+    context = click.get_current_context()
+    given = {param.opts[0] for param in context.command.params if _given(context, param)}
+    if unheard := sorted(given - {mode, "--json", *others}):
+        raise RequestError(f"{', '.join(unheard)}: not with {mode}, which goes with {', '.join(others)} only")
+
+
+def _given(context: click.Context, param: click.Parameter) -> bool:
+    return param.name is not None and context.get_parameter_source(param.name) is ParameterSource.COMMANDLINE
 
 
 def _zip(done: "Exported") -> None:

@@ -10,7 +10,7 @@ from dna_deploy.exporters._capture import capturing
 from dna_deploy.exporters._exporter import PRECISIONS, Contract, Exporter, Options
 from dna_deploy.files import write_atomic
 from dna_deploy.graph import OPSET
-from dna_deploy.session import open_session
+from dna_deploy.session import CPU, open_session
 
 if TYPE_CHECKING:
     import onnx
@@ -35,7 +35,7 @@ def exported(network: "nn.Module", contract: Contract, path: Path, options: Opti
 
     require_small(network, str(path))
     example = torch.zeros(2, 3, contract.image_size, contract.image_size)
-    batch = torch.export.Dim("batch", min=1, max=4096)
+    batch = torch.export.Dim("batch", min=1, max=max(4096, options.largest_batch))
     with capturing():
         program = torch.onnx.export(
             copy.deepcopy(network).cpu().eval(),
@@ -82,11 +82,23 @@ def save(model: "onnx.ModelProto", path: Path) -> None:
     write_atomic(path, lambda temporary: temporary.write_bytes(model.SerializeToString(deterministic=True)))
 
 
-def require_small(network: "nn.Module", name: str) -> None:
+def require_small(network: "nn.Module", name: str, largest_bytes: int = LIMIT_BYTES) -> None:
     """Before anything is exported, or even loaded: do the weights fit into one protobuf file?"""
     size = 4 * sum(weight.numel() for weight in (*network.parameters(), *network.buffers()))
-    if size > LIMIT_BYTES:
-        raise RequestError(f"{name}: {size / 1e9:.1f} GB of weights do not fit into one ONNX file (2 GB); try --format torch")
+    if size > largest_bytes:
+        raise RequestError(
+            f"{name}: {size / 1e9:.1f} GB of weights do not fit into one ONNX file ({largest_bytes / 1e9:.0f} GB); choose a "
+            "smaller model, or --format torch"
+        )
+
+
+def require_opset(opset: int) -> None:
+    """torch writes the first of these, which is converted upwards; the last is the newest that the onnx package knows."""
+    import onnx
+
+    newest = onnx.defs.onnx_opset_version()
+    if not OPSET <= opset <= newest:
+        raise RequestError(f"--opset {opset}: expected one of {OPSET} to {newest}")
 
 
 def require_any_batch(model: "onnx.ModelProto") -> None:
@@ -155,8 +167,8 @@ def scopes(node: "onnx.NodeProto") -> list[str]:
     return []
 
 
-def load(path: Path) -> "Run":
-    session = open_session(path)
+def load(path: Path, provider: str = CPU) -> "Run":
+    session = open_session(path, provider)
     feed, answer = session.get_inputs()[0].name, session.get_outputs()[0].name
 
     def run(images: "Array") -> "Array":

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dna_deploy.exporters._exporter import Array, Run
     from profilers._tensorrt.session import Session
 
-TIMING_CACHE = "tensorrt.timing"
+TIMING_CACHE = Path.home() / ".cache" / "dna-deploy" / "tensorrt.timing"  # an engine is built in a folder that goes
 MANIFEST, LAYERS = ".engine.json", ".engine.layers.json"
 
 
@@ -83,8 +83,7 @@ def write(source: Path, contract: Contract, path: Path, options: Options) -> Non
     check(options)
     tensorrt = load_package()
     content = source.read_bytes()
-    cache = path.with_name(TIMING_CACHE)
-    known = cache.read_bytes() if cache.exists() else b""
+    known = TIMING_CACHE.read_bytes() if TIMING_CACHE.exists() else b""
     batches = Batches(1, 1, options.largest_batch)
     with bar(f"building with {tensorrt}", 1.0) as advance:
         done = 0.0
@@ -107,7 +106,7 @@ def write(source: Path, contract: Contract, path: Path, options: Options) -> Non
     write_json(layers, [{"precision": layer.precision, **asdict(layer)} for layer in built.layers])
     if built.timing_cache is not None:
         timings = built.timing_cache
-        write_atomic(cache, lambda temporary: temporary.write_bytes(timings))
+        write_atomic(TIMING_CACHE, lambda temporary: temporary.write_bytes(timings))
     here = find_gpu()
     system = f"{platform.system()} {platform.machine()}"
     manifest = Manifest(
@@ -126,7 +125,7 @@ def write(source: Path, contract: Contract, path: Path, options: Options) -> Non
         computes_in=computes_in,
         batches={"input": [batches.smallest, batches.usual, batches.largest]},
         seconds=round(built.seconds, 3),
-        timing_cache=f"{tensorrt} keeps none" if built.timing_cache is None else TIMING_CACHE,
+        timing_cache=f"{tensorrt} keeps none" if built.timing_cache is None else TIMING_CACHE.name,
         running=can_run().why,
     )
     write_json(manifest_of(path), manifest)

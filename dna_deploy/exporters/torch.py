@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def write(network: "nn.Module", contract: Contract, path: Path, options: Options) -> None:
     import torch
 
-    program, saved = captured(network, contract, most=4096), io.BytesIO()
+    program, saved = captured(network, contract, most=max(4096, options.largest_batch)), io.BytesIO()
     torch.export.save(program, saved, extra_files=dict(contract.metadata))  # not to a file: a full disk would abort the process
     write_atomic(path, lambda temporary: temporary.write_bytes(saved.getbuffer()))
 

@@ -86,7 +86,7 @@ def _cached(target: str, compiler: list[str], build: Callable[[list[str], Path, 
 
 
 def _build_linux(compiler: list[str], folder: Path, runner: Path) -> None:
-    _compile([*compiler, *SMALL, "-fPIE", "-pie", "-o", runner, SOURCE / "dnarun.c", "-ldl"])
+    _compile(folder, [*compiler, *SMALL, "-fPIE", "-pie", "-o", runner, SOURCE / "dnarun.c", "-ldl"])
 
 
 def _build_android(compiler: list[str], folder: Path, runner: Path) -> None:
@@ -100,16 +100,17 @@ def _build_android(compiler: list[str], folder: Path, runner: Path) -> None:
         streams = "void *stdout, *stderr;\n" if library == "libc" else ""
         source.write_text("".join(f"void {name}(void) {{}}\n" for name in sorted(names)) + streams)
         names_only = ["-w", "-fno-builtin", "-nostdlib", "-shared", "-fPIC", f"-Wl,-soname,{stub.name}"]
-        _compile([*compiler, *names_only, "-o", stub, source])
+        _compile(folder, [*compiler, *names_only, "-o", stub, source])
         stubs.append(stub)
     flags = [*SMALL, "-fPIE", "-pie", "-nostdlib", "-fno-stack-protector", "-DDNA_BIONIC", f"-I{SOURCE}"]
     # 16 KiB pages came with Android 15; a program aligned to them starts on older phones as well
     links = ["-Wl,-dynamic-linker,/system/bin/linker64", "-Wl,-z,max-page-size=16384", "-Wl,--no-as-needed"]
-    _compile([*compiler, *flags, *links, "-o", runner, SOURCE / "dnarun.c", SOURCE / "start.c", *stubs])
+    _compile(folder, [*compiler, *flags, *links, "-o", runner, SOURCE / "dnarun.c", SOURCE / "start.c", *stubs])
 
 
-def _compile(command: Sequence[str | Path]) -> None:
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+def _compile(folder: Path, command: Sequence[str | Path]) -> None:
+    """In `folder`: `python -m` would run a ziglang.py of the current one."""
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=folder)
     if done.returncode:
         lines = (done.stderr.strip() or "no message").splitlines()
         reason = next((line for line in lines if "error" in line), lines[0])

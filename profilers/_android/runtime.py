@@ -197,7 +197,8 @@ def _from_wheel() -> Path:
         with tempfile.TemporaryDirectory() as folder:
             pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", folder]
             target = ["--platform", "manylinux_2_28_aarch64", "--python-version", "3.11", f"onnxruntime=={PYPI_VERSION}"]
-            done = subprocess.run([*pip, *target], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+            # in that folder: `python -m` would run a pip.py of the current one
+            done = subprocess.run([*pip, *target], capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=folder)
             wheels = list(Path(folder).glob("*.whl"))
             if done.returncode or not wheels:
                 raise DeviceUnavailable(f"pip could not get onnxruntime {PYPI_VERSION} for arm64 Linux")
