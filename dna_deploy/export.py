@@ -146,8 +146,8 @@ def _verified(
         _report(Pick(original.folder.parent))
     if not verification.ok:
         last = there or links[-1]
-        place = f"{path.with_name(last.file) if last.file else path}: step {last.step}"
-        raise CheckFailed(f"{place} is not the network it was made from: {'; '.join(failures(last))}")
+        where = f"{path.with_name(last.file) if last.file else path}: step {last.step}"
+        raise CheckFailed(f"{where} is not the network it was made from: {'; '.join(failures(last))}")
     return verification, [target.with_name(file.name) for file in files]
 
 
