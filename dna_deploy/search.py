@@ -22,7 +22,7 @@ from dna_deploy.predictor import LatencyPredictor
 from dna_deploy.progress import say
 from dna_deploy.ratings import Rating, load_ratings, save_ratings
 from dna_deploy.recipe import Training
-from dna_deploy.run import Asked, Run, Student, TeacherReport, open_run
+from dna_deploy.run import Asked, Pick, Run, Student, TeacherReport, open_run
 from dna_deploy.space import SearchSpace
 from profilers import Model
 
@@ -208,18 +208,20 @@ def finish(found: Found, predictor: LatencyPredictor, how: Training) -> Student:
     from dna_deploy.checkpoint import save_checkpoint
     from dna_deploy.train import accuracy, logits_of
 
-    run, arch = found.pick.run, found.architecture
-    if found.pick.student.exists() and found.pick.weights.exists():
-        student = read_json(found.pick.student, Student)
-        if student.training == how:
-            return student
+    pick, run, arch = found.pick, found.pick.run, found.architecture
+    if not _trained(pick, how):
+        pick.set_aside()
+        aside = (other for other in pick.aside if other.architecture.read_bytes() == pick.architecture.read_bytes())
+        if before := next((other for other in aside if _trained(other, how)), None):
+            pick.take_back(before)
+    if pick.student.exists() and pick.weights.exists():
+        pick.training.unlink(missing_ok=True)
+        return read_json(pick.student, Student)
+    pick.student.unlink(missing_ok=True)  # its weights are gone
     source = open_source(run.asked.data, run.asked.data_root)
     parts = splits(run, source)
     teacher = prepare_teacher(run, source, parts, arch.space)
-    partial = found.pick.training
-    network = inherit_and_train(run, source, parts, teacher, arch, how, partial)
-    save_checkpoint(found.pick.weights, network, None, how.epochs)
-    partial.unlink(missing_ok=True)
+    network = inherit_and_train(run, source, parts, teacher, arch, how, pick.training)
     test = Images(source, parts.test, run.asked.image_size)
     reached = accuracy(logits_of(network, test, teacher.preprocessing), test.labels)
     report = read_json(run.teacher_report, TeacherReport)
@@ -237,8 +239,19 @@ def finish(found: Found, predictor: LatencyPredictor, how: Training) -> Student:
         speed=speed,
         training=how,
     )
-    write_json(found.pick.student, student)
+    save_checkpoint(pick.weights, network, None, how.epochs)
+    write_json(pick.student, student)
+    pick.training.unlink(missing_ok=True)  # last: all that was interrupted before this goes on from it
     return student
+
+
+def _trained(pick: Pick, how: Training) -> bool:
+    """Whether what is trained in that folder, to the end or not yet, is trained so."""
+    from dna_deploy.checkpoint import begun
+
+    if pick.student.exists() and pick.weights.exists():
+        return read_json(pick.student, Student).training == how
+    return begun(pick.training, asdict(how))
 
 
 def inherit_and_train(

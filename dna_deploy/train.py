@@ -1,7 +1,7 @@
 """Train a whole network on labels, and under a teacher where there is one: the teacher's fine-tuning, the student's finish."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -62,8 +62,12 @@ def train(
     text: str,
     guide: Guide | None = None,
     machine: Machine = CPU,
+    named: Mapping[str, object] = {},
 ) -> None:
-    """Train in place; continues from `checkpoint`, written after every epoch, and leaves the weights in eval mode."""
+    """Train in place; continues from `checkpoint`, written after every epoch, and leaves the weights in eval mode.
+
+    A checkpoint of another training, told by `how` and by what else is `named`, is refused.
+    """
     trained = nn.ModuleDict({"network": network, "adapters": guide.adapters if guide else nn.ModuleList()})
     layout = _layout(trained, machine)
     trained.to(memory_format=layout)  # type: ignore[call-overload]
@@ -78,7 +82,8 @@ def train(
     ema = ModelEmaV3(network, how.ema, use_warmup=True) if how.ema else None
     mixup = Mixup(how.mixup, label_smoothing=how.label_smoothing, num_classes=len(images.source.classes)) if how.mixup else None
     kept = nn.ModuleDict({**trained, "ema": ema.module}) if ema else trained
-    first = load_checkpoint(checkpoint, kept, optimizer, how)
+    asked = {**named, **asdict(how)}
+    first = load_checkpoint(checkpoint, kept, optimizer, asked)
     machine.begin(kept)
     with bar(text, how.epochs * steps) as advance, one_update_a_step(network, how.accumulate):
         advance(first * steps)
@@ -109,7 +114,7 @@ def train(
             watch.require_finite()
             machine.average(kept)
             if machine.first:
-                save_checkpoint(checkpoint, kept, optimizer, epoch + 1, how)
+                save_checkpoint(checkpoint, kept, optimizer, epoch + 1, asked)
     if ema:
         network.load_state_dict(ema.module.state_dict())
     network.eval()
