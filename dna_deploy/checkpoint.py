@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,11 +16,17 @@ def save_checkpoint(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, done: int, asked: Mapping[str, object] = {}
 ) -> None:
     """`done` counts finished epochs of the training `asked` for. Without an optimizer the file is final weights."""
-    tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
+    values: dict[str, Any] = {f"model/{name}": value for name, value in model.state_dict().items()}
     if optimizer is not None:
-        for place, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{place}/{name}": torch.as_tensor(value) for name, value in state.items()}
-    save_tensors(path, tensors, {"done": str(done), "asked": json.dumps(dict(asked))})
+        known = optimizer.state_dict()
+        for place, state in known["state"].items():
+            values |= {f"optimizer/{place}/{name}": value for name, value in state.items()}
+        for place, group in enumerate(known["param_groups"]):  # lamb and others count their steps there
+            counts = {name: value for name, value in group.items() if type(value) in (int, float, torch.Tensor)}
+            values |= {f"group/{place}/{name}": value for name, value in counts.items()}
+    tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+    plain = {name: value for name, value in values.items() if name not in tensors}
+    save_tensors(path, tensors, {"done": str(done), "asked": json.dumps(dict(asked)), "plain": json.dumps(plain)})
 
 
 def load_checkpoint(
@@ -43,10 +50,12 @@ def load_checkpoint(
     if optimizer is not None:
         restored = optimizer.state_dict()
         restored["state"] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimizer/"):
-                _, place, part = name.split("/")
-                restored["state"].setdefault(int(place), {})[part] = value
+        for name, value in {**tensors, **json.loads(about.get("plain", "{}"))}.items():
+            kind, place, *part = name.split("/")
+            if kind == "optimizer":
+                restored["state"].setdefault(int(place), {})[part[0]] = value
+            elif kind == "group":
+                restored["param_groups"][int(place)][part[0]] = value
         optimizer.load_state_dict(restored)
     return int(about.get("done", "0"))
 

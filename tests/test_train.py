@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from dna_deploy.arch import sample
+from dna_deploy.checkpoint import load_checkpoint, save_checkpoint
 from dna_deploy.data import Images, Preprocessing, open_source, split
 from dna_deploy.errors import MachineError, RequestError, RunError
 from dna_deploy.recipe import Training, recipe
@@ -213,3 +214,29 @@ def test_settling_gives_the_average_statistics(parts):
 def test_accuracy_by_hand():
     logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 1.0], [0.0, 3.0]])
     assert accuracy(logits, torch.tensor([0, 1, 1, 1])) == 0.75
+
+
+def stepped(optimizer, net, steps):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        net(torch.linspace(-1, 1, 4 * 48).view(4, 3, 4, 4)).square().sum().backward()
+        optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize("name", ["adamw", "rmsproptf", "lamb", "clamb", "adan", "adabelief", "claprop", "lookahead_lamb"])
+def test_every_count_of_an_optimizer_is_kept(tmp_path, name):
+    def begin():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 3))
+        return net, timm.optim.create_optimizer_v2(net, name, 1e-3, weight_decay=0.02)
+
+    whole, optimizer = begin()
+    stepped(optimizer, whole, 9)
+    parts, optimizer = begin()
+    save_checkpoint(tmp_path / "c.safetensors", parts, stepped(optimizer, parts, 4), 1)
+    resumed, optimizer = begin()
+    load_checkpoint(tmp_path / "c.safetensors", resumed, optimizer)
+    stepped(optimizer, resumed, 5)
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
