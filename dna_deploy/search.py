@@ -13,7 +13,7 @@ from dna_deploy.budget import Wish
 from dna_deploy.data import Images, Source, Split, load_split, open_source, save_split, split
 from dna_deploy.errors import MachineError
 from dna_deploy.files import read_json, write_json
-from dna_deploy.found import Found, pick
+from dna_deploy.found import Found, pick, require_measurable
 from dna_deploy.graph import onnx_of
 from dna_deploy.limits import Wanted
 from dna_deploy.measure import measure_whole
@@ -24,12 +24,14 @@ from dna_deploy.ratings import Rating, load_ratings, save_ratings
 from dna_deploy.recipe import Training
 from dna_deploy.run import Asked, Pick, Run, Student, TeacherReport, open_run
 from dna_deploy.space import SearchSpace
+from dna_deploy.torchrun import WORLD
 from profilers import Model
 
 if TYPE_CHECKING:
     from torch import nn
 
     from dna_deploy.data import Preprocessing
+    from dna_deploy.distill import Distillation
     from dna_deploy.machine import Machine
     from dna_deploy.supernet import Supernet
     from dna_deploy.teacher import Teacher
@@ -42,10 +44,12 @@ def search(
     measure_top: int = 0,
     wanted: Wanted | None = None,
     rate: "Callable[[Run, Source, SearchSpace], None] | None" = None,
+    how: Training | None = None,
 ) -> Found:
     """Everything up to the exact pick. Stages that an earlier call finished are read, not done again.
 
-    `rate` leaves a run's block weights and ratings in its folder; None: `rate_all`, on this machine.
+    `rate` leaves a run's block weights and ratings in its folder; None: `rate_all`, on this machine. With `how` the network
+    found is to be trained, a training that cannot be is refused first.
     """
     source = open_source(asked.data, asked.data_root)
     space: SearchSpace = find("spaces", asked.space).at(asked.image_size, len(source.classes))
@@ -54,8 +58,19 @@ def search(
         budget.predictor.require(space)
     wanted = wanted or Wanted()
     wanted.problem(space, [budget.limit(space) for budget in budgets]).require_feasible()
+    if measure_top:
+        require_measurable(budgets, measure_top)
+    if how:
+        from dna_deploy.machine import CPU
+        from dna_deploy.train import require_recipe
+
+        require_recipe(how, Images(source, [], asked.image_size), replace(CPU, world=WORLD))
     run = open_run(name, asked)
     if not run.ratings.exists():
+        from dna_deploy.distill import require_parts
+        from dna_deploy.machine import CPU
+
+        require_parts(space, distillation(asked), asked.distill_batch, replace(CPU, world=WORLD))
         (rate or rate_all)(run, source, space)
     ratings = load_ratings(run.ratings, space.blocks)
     return pick(run, space, ratings, budgets, measure_top, wanted)
@@ -79,7 +94,7 @@ def distilled(
     run: Run, source: Source, parts: Split, teacher: "Teacher", space: SearchSpace, block: str | None = None
 ) -> "Supernet":
     """All blocks trained under the teacher, or only one, in a file of its own: it comes out as it does among the others."""
-    from dna_deploy.distill import Distillation, distill
+    from dna_deploy.distill import distill
     from dna_deploy.lessons import KeptLessons, Lessons
     from dna_deploy.supernet import Supernet
     from dna_deploy.warm import warm_start
@@ -94,7 +109,15 @@ def distilled(
     images = Images(source, parts.train, asked.image_size)
     features = run.folder / "features"
     lessons = KeptLessons(teacher, images, features) if asked.keep_features else Lessons(teacher, images)
-    how = Distillation(
+    machine.tell(run=str(run.folder), stage="blocks")
+    distill(supernet, lessons, distillation(asked), run.block(block) if block else run.supernet, machine)
+    return supernet
+
+
+def distillation(asked: Asked) -> "Distillation":
+    from dna_deploy.distill import Distillation
+
+    return Distillation(
         epochs=asked.distill_epochs,
         batch=asked.distill_batch,
         accumulate=asked.accumulate,
@@ -102,9 +125,6 @@ def distilled(
         fair=asked.fair,
         seed=asked.seed,
     )
-    machine.tell(run=str(run.folder), stage="blocks")
-    distill(supernet, lessons, how, run.block(block) if block else run.supernet, machine)
-    return supernet
 
 
 def rated(run: Run, source: Source, parts: Split, teacher: "Teacher", supernet: "Supernet") -> list[Rating]:

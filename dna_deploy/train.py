@@ -72,11 +72,7 @@ def train(
     layout = _layout(trained, machine)
     trained.to(memory_format=layout)  # type: ignore[call-overload]
     drop_connect(network, how.drop_connect)
-    batch = min(how.batch, len(images))
-    machine.require_shares(batch, how.accumulate)
-    count = how.accumulate * machine.world
-    if how.mixup and batch % (2 * count):
-        raise RequestError(f"mixup pairs images: a batch of {batch} in {count} parts leaves some over; make it divide evenly")
+    _require_parts(min(how.batch, len(images)), how, machine)
     steps = len(epoch_batches(len(images), how.batch, how.seed, 0))
     optimizer, schedule = _optimizer(trained, how, steps)
     ema = ModelEmaV3(network, how.ema, use_warmup=True) if how.ema else None
@@ -118,6 +114,21 @@ def train(
     if ema:
         network.load_state_dict(ema.module.state_dict())
     network.eval()
+
+
+def require_recipe(how: Training, images: Images, machine: Machine) -> None:
+    """Refuse now what `train` would refuse of a recipe, later; of `images` only the size counts."""
+    _require_parts(how.batch, how, machine)
+    _optimizer(nn.BatchNorm2d(1), how, 1)  # whose weights are not drawn
+    if how.augmentation != "shift":
+        Crops(images, how.augmentation, how.color_jitter)
+
+
+def _require_parts(batch: int, how: Training, machine: Machine) -> None:
+    machine.require_shares(batch, how.accumulate, "--batch")
+    count = how.accumulate * machine.world
+    if how.mixup and batch % (2 * count):
+        raise RequestError(f"mixup pairs images: a batch of {batch} in {count} parts leaves some over; make it divide evenly")
 
 
 def fresh(arch: Architecture, padding: str, seed: int) -> nn.Sequential:
@@ -164,6 +175,8 @@ def _optimizer(trained: nn.Module, how: Training, steps: int) -> tuple[torch.opt
         )
     except (ValueError, TypeError, AssertionError) as error:
         raise RequestError(f'optimizer = "{how.optimizer}", schedule = "{how.schedule}": refused by timm ({error})') from error
+    if getattr(optimizer, "is_second_order", False):
+        raise RequestError(f'optimizer = "{how.optimizer}": needs second derivatives, which are not computed; expected another')
     if schedule is None:
         raise RequestError(f'schedule = "{how.schedule}": timm has none of that name; expected cosine, step, ...')
     return optimizer, schedule

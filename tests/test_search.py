@@ -1,4 +1,4 @@
-"""The training of the network found: interrupted anywhere it goes on, and another one never takes its place."""
+"""The training of the network found: interrupted anywhere it goes on, another one never takes its place, and it can be done."""
 
 import pkgutil
 import random
@@ -9,9 +9,10 @@ import torch
 
 from dna_deploy import search
 from dna_deploy.arch import sample
-from dna_deploy.budget import Budget
+from dna_deploy.budget import Budget, Wish
 from dna_deploy.checkpoint import load_tensors, save_checkpoint
 from dna_deploy.data import Preprocessing, Source, open_source
+from dna_deploy.errors import RequestError
 from dna_deploy.files import write_json
 from dna_deploy.found import Found
 from dna_deploy.networks import untrained
@@ -119,3 +120,26 @@ def test_another_training_of_the_network_is_kept_aside_and_taken_up_again(finish
         patch.setattr("dna_deploy.train.save_checkpoint", lambda *_: pytest.fail("trained again"))
         assert finish("again", three)[0].epochs == 3
     assert [same(weights(other), before) for other in pick.aside] == [True]
+
+
+@pytest.mark.parametrize(
+    ("changed", "how", "measure_top", "said"),
+    [
+        ({}, replace(HOW, optimizer="nope"), 0, 'optimizer = "nope"'),
+        ({}, replace(HOW, augmentation="nope"), 0, 'augmentation = "nope"'),
+        ({}, HOW, 3, "--measure-top 3: pixel1 cannot be measured"),
+        ({"distill_batch": 64, "accumulate": 16}, Training(accumulate=16), 0, "16 images in 16 parts.* a larger --batch"),
+        ({"distill_batch": 4, "fair": True}, None, 0, r"4 images in \d+ parts.* a larger --distill-batch"),
+    ],
+)
+def test_what_cannot_be_done_in_the_end_is_refused_at_the_beginning(workdir, changed, how, measure_top, said):
+    asked = Asked("tf_efficientnet_lite0", None, [], "digits", None, "mobile", 224, 1, 1, 16, 16, 0)
+    with pytest.raises(RequestError, match=said):
+        search.search(
+            replace(asked, **changed),
+            "new",
+            [Wish(find_table("pixel1"), 80.0)],
+            measure_top,
+            rate=lambda *_: pytest.fail("trained first"),
+            how=how,
+        )

@@ -13,9 +13,10 @@ from dna_deploy.arch import sample
 from dna_deploy.checkpoint import load_checkpoint, save_checkpoint
 from dna_deploy.data import Images, Preprocessing, open_source, split
 from dna_deploy.errors import MachineError, RequestError, RunError
+from dna_deploy.machine import CPU
 from dna_deploy.recipe import Training, recipe
 from dna_deploy.teacher import Place, Teacher
-from dna_deploy.train import Guide, accuracy, drop_connect, fresh, logits_of, settle_statistics, train
+from dna_deploy.train import Guide, accuracy, drop_connect, fresh, logits_of, require_recipe, settle_statistics, train
 
 HALF = Preprocessing((0.5,) * 3, (0.5,) * 3)
 CUTS = (None, None, Place("2", 16, 8), None, None, Place("5", 32, 4), None)
@@ -159,11 +160,20 @@ def test_later_branches_are_left_out_more_often():
     assert rates == pytest.approx([0.2 * at / 16 for at in range(1, 17)])
 
 
-@pytest.mark.parametrize(("field", "value"), [("optimizer", "nope"), ("schedule", "nope"), ("augmentation", "rnd-m9")])
-def test_what_timm_does_not_know_is_refused(parts, tmp_path, field, value):
-    with pytest.raises(RequestError, match=f'{field} = "{value}"') as caught:
-        train(network(), parts[0], HALF, dataclasses.replace(Training(), **{field: value}), tmp_path / "x.safetensors", "x")
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("optimizer", "nope"), ("optimizer", "adahessian"), ("schedule", "nope"), ("augmentation", "rnd-m9"), ("batch", 1)],
+)
+def test_a_recipe_that_cannot_be_followed_is_refused(parts, tmp_path, field, value):
+    said = f'{field} = "{value}"' if field != "batch" else "a batch of 1 images .* a larger --batch"
+    how = dataclasses.replace(Training(), **{field: value})
+    for refused in (
+        lambda: train(network(), parts[0], HALF, how, tmp_path / "x.safetensors", "x"),
+        lambda: require_recipe(how, parts[0], CPU),
+    ):
+        with pytest.raises(RequestError, match=said) as caught:
+            refused()
+        assert "\n" not in str(caught.value)
 
 
 def test_mixup_pairs_the_images_of_each_part(parts, tmp_path):
