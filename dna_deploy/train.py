@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from timm.data import Mixup
-from timm.layers import DropPath
 from timm.models._efficientnet_builder import efficientnet_init_weights
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -26,6 +25,7 @@ from dna_deploy.machine import CPU, Machine, one_update_a_step
 from dna_deploy.progress import bar
 from dna_deploy.recipe import Training
 from dna_deploy.teacher import Teacher
+from dna_deploy.zoo import drop_connect
 
 
 @dataclass(frozen=True)
@@ -145,13 +145,6 @@ def _layout(network: nn.Module, machine: Machine) -> torch.memory_format:
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     fatal = any(conv.kernel_size == (1, 1) and max(conv.stride) > 1 and conv.in_channels < 8 for conv in convolutions)
     return torch.contiguous_format if fatal and machine.device.type == "cpu" else torch.channels_last
-
-
-def drop_connect(network: nn.Module, rate: float) -> None:
-    """Let timm's residual branches be left out at random while training: the last one at `rate`, those before it less."""
-    branches = [module for module in network.modules() if hasattr(module, "drop_path")]
-    for at, module in enumerate(branches if rate else [], 1):
-        module.drop_path = DropPath(rate * at / len(branches))
 
 
 def _optimizer(trained: nn.Module, how: Training, steps: int) -> tuple[torch.optim.Optimizer, Scheduler]:

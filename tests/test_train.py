@@ -16,7 +16,7 @@ from dna_deploy.errors import MachineError, RequestError, RunError
 from dna_deploy.machine import CPU
 from dna_deploy.recipe import Training, recipe
 from dna_deploy.teacher import Place, Teacher
-from dna_deploy.train import Guide, accuracy, drop_connect, fresh, logits_of, require_recipe, settle_statistics, train
+from dna_deploy.train import Guide, accuracy, fresh, logits_of, require_recipe, settle_statistics, train
 
 HALF = Preprocessing((0.5,) * 3, (0.5,) * 3)
 CUTS = (None, None, Place("2", 16, 8), None, None, Place("5", 32, 4), None)
@@ -151,13 +151,6 @@ def test_the_average_of_weights_is_what_is_kept(parts, tmp_path):
         decay = 0.0 if step == 1 else min(1 - step ** (-2 / 3), 0.5)
         average = decay * average + (1 - decay) * weight
     torch.testing.assert_close(net[7].weight.detach(), average, rtol=1e-4, atol=1e-6)
-
-
-def test_later_branches_are_left_out_more_often():
-    model = timm.create_model("efficientnet_b0")
-    drop_connect(model, 0.2)
-    rates = [block.drop_path.drop_prob for stage in model.blocks for block in stage]
-    assert rates == pytest.approx([0.2 * at / 16 for at in range(1, 17)])
 
 
 @pytest.mark.parametrize(
