@@ -1,6 +1,9 @@
 """Checkpoints as safetensors: weights, the optimizer's state and how far training came, in one file without pickle."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,25 +12,35 @@ from dna_deploy.errors import RunError
 from dna_deploy.files import write_atomic
 
 
-def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, done: int, how: object = None) -> None:
-    """`done` counts finished epochs, trained as `how` says. Without an optimizer the file is final weights."""
-    tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
+def save_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, done: int, asked: Mapping[str, object] = {}
+) -> None:
+    """`done` counts finished epochs of the training `asked` for. Without an optimizer the file is final weights."""
+    values: dict[str, Any] = {f"model/{name}": value for name, value in model.state_dict().items()}
     if optimizer is not None:
-        for place, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{place}/{name}": torch.as_tensor(value) for name, value in state.items()}
-    save_tensors(path, tensors, {"done": str(done), "how": repr(how)})
+        known = optimizer.state_dict()
+        for place, state in known["state"].items():
+            values |= {f"optimizer/{place}/{name}": value for name, value in state.items()}
+        for place, group in enumerate(known["param_groups"]):  # lamb and others count their steps there
+            counts = {name: value for name, value in group.items() if type(value) in (int, float, torch.Tensor)}
+            values |= {f"group/{place}/{name}": value for name, value in counts.items()}
+    tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+    plain = {name: value for name, value in values.items() if name not in tensors}
+    save_tensors(path, tensors, {"done": str(done), "asked": json.dumps(dict(asked)), "plain": json.dumps(plain)})
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, how: object = None) -> int:
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, asked: Mapping[str, object] = {}
+) -> int:
     """Fill `model` and `optimizer` from `path`; returns the finished epochs, 0 where there is no file yet.
 
-    With `how` a file of a training that went otherwise is left alone, and 0 returned.
+    A file of a training that was not begun as `asked` is refused: it would be written over.
     """
     if not path.exists():
         return 0
     tensors, about = load_tensors(path)
-    if how is not None and about.get("how") != repr(how):
-        return 0
+    if other := difference(json.loads(about.get("asked", "{}")), asked):
+        raise RunError(f"{path}: begun with {other}; choose another --run NAME, or delete the file to begin anew")
     state = {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
     try:
         model.load_state_dict(state)
@@ -37,12 +50,25 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     if optimizer is not None:
         restored = optimizer.state_dict()
         restored["state"] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimizer/"):
-                _, place, part = name.split("/")
-                restored["state"].setdefault(int(place), {})[part] = value
+        for name, value in {**tensors, **json.loads(about.get("plain", "{}"))}.items():
+            kind, place, *part = name.split("/")
+            if kind == "optimizer":
+                restored["state"].setdefault(int(place), {})[part[0]] = value
+            elif kind == "group":
+                restored["param_groups"][int(place)][part[0]] = value
         optimizer.load_state_dict(restored)
     return int(about.get("done", "0"))
+
+
+def begun(path: Path, asked: Mapping[str, object]) -> bool:
+    """Whether a training kept in `path` goes on as `asked`."""
+    return path.exists() and difference(json.loads(load_tensors(path)[1].get("asked", "{}")), asked) is None
+
+
+def difference(before: Mapping[str, object], asked: Mapping[str, object]) -> str | None:
+    """The first thing that is asked for otherwise than before, in words."""
+    changed = (f"{key} = {before.get(key)}, now asked for {value}" for key, value in asked.items() if before.get(key) != value)
+    return next(changed, None)
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, str]) -> None:

@@ -18,7 +18,7 @@ from dna_deploy.errors import MachineError
 from dna_deploy.lessons import Lessons
 from dna_deploy.machine import CPU, Machine, one_update_a_step
 from dna_deploy.progress import bar
-from dna_deploy.space import Block, Candidate
+from dna_deploy.space import Block, Candidate, SearchSpace
 from dna_deploy.supernet import Supernet
 
 
@@ -96,10 +96,15 @@ def step(
     return losses
 
 
+def require_parts(space: SearchSpace, how: Distillation, batch: int, machine: Machine) -> None:
+    """Refuse a batch that is too small for the parts and paths it is divided among."""
+    most = max(len(choices) for block in space.blocks for cell in block.cells for choices in cell.layers)
+    machine.require_shares(batch, how.accumulate * (most if how.fair else 1), "--distill-batch")
+
+
 def distill(supernet: Supernet, lessons: Lessons, how: Distillation, checkpoint: Path, machine: Machine = CPU) -> None:
     """Train the supernet; continues from `checkpoint`, written after every epoch, and leaves the result there."""
-    most = max(len(choices) for block in supernet.space.blocks for cell in block.cells for choices in cell.layers)
-    machine.require_shares(min(how.batch, len(lessons)), how.accumulate * (most if how.fair else 1))
+    require_parts(supernet.space, how, min(how.batch, len(lessons)), machine)
     optimizer = torch.optim.AdamW(supernet.parameters(), how.learning_rate, weight_decay=how.weight_decay, fused=machine.fused)
     first = load_checkpoint(checkpoint, supernet, optimizer)
     if first >= how.epochs:

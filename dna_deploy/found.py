@@ -135,6 +135,12 @@ def _finite(ms: float) -> float | None:
     return ms if math.isfinite(ms) else None  # a published figure without a spread has no upper bound
 
 
+def require_measurable(budgets: Sequence[Budget], count: int) -> None:
+    if not any(device_of(budget.predictor.table) for budget in budgets):
+        names = ", ".join(budget.device for budget in budgets)
+        raise RequestError(f"--measure-top {count}: {names} cannot be measured from here; leave it out")
+
+
 def _confirmed(
     space: SearchSpace,
     budgets: Sequence[Budget],
@@ -142,10 +148,7 @@ def _confirmed(
     count: int,
     wanted: Wanted,
 ) -> Confirmed:
-    tables = [budget.predictor.table for budget in budgets]
-    if not any(device_of(table) for table in tables):
-        names = ", ".join(budget.device for budget in budgets)
-        raise RequestError(f"--measure-top {count}: {names} cannot be measured from here; leave it out")
+    require_measurable(budgets, count)
 
     def measure(choices: tuple[int, ...], predicted: Sequence[float]) -> list[tuple[float, float] | None]:
         arch = architecture_at(space, choices)

@@ -4,10 +4,11 @@ The teacher's pass costs about as much as the training of the blocks. Where the 
 are the same in every epoch, and in every experiment, so they are computed once and read from then on.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,7 +77,7 @@ class KeptLessons(Lessons):
             with disk_errors(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._compute(plain, kept, mark)
-        found = [self._open(name, wanted.shapes[name], "r") for name in self.names]
+        found = [self._open(name, wanted.shapes[name], len(self)) for name in self.names]
         if not np.allclose(found[-1][0], first[-1][0], rtol=1e-2, atol=1e-2):
             raise RunError(f"{self.folder}: the teacher says otherwise of the first image now; give another folder")
         return found
@@ -84,21 +85,28 @@ class KeptLessons(Lessons):
     def _compute(self, plain: Lessons, kept: "_Contents", mark: Path) -> None:
         if list(kept.shapes) != self.names:
             raise RunError(f"{self.folder}: begun with features {', '.join(kept.shapes)}; finish it with the same ones")
-        files = [self._open(name, kept.shapes[name], "r+" if kept.done else "w+") for name in self.names]
+        for name in self.names if kept.done else ():
+            self._open(name, kept.shapes[name], kept.done)
         with bar("the teacher's features", len(self)) as advance:
             advance(kept.done)
             chunks = [range(first, min(first + CHUNK, len(self))) for first in range(kept.done, len(self), CHUNK)]
             for places, (_, features) in zip(chunks, plain.batches([(places, None) for places in chunks]), strict=True):
-                for name, file, feature in zip(self.names, files, features, strict=True):
-                    file[places.start : places.stop] = _stored(name, feature)
-                    file.flush()
+                for name, feature in zip(self.names, features, strict=True):
+                    self._write(name, _stored(name, feature), places.start)
                 write_json(mark, replace(kept, done=places.stop))
                 advance(len(places))
 
-    def _open(self, name: str, shape: list[int], mode: Literal["r", "r+", "w+"]) -> "np.memmap[Any, Any]":
+    def _write(self, name: str, array: "np.ndarray[Any, Any]", first: int) -> None:
+        """Not through a map: where the disk is full, that ends the process with a signal."""
+        with (self.folder / f"{name}.f16").open("r+b" if first else "wb") as file:
+            file.seek(first * array[0].nbytes)
+            file.write(array.tobytes())
+            os.fsync(file.fileno())
+
+    def _open(self, name: str, shape: list[int], images: int) -> "np.memmap[Any, Any]":
         file = self.folder / f"{name}.f16"
         try:
-            return np.memmap(file, np.float16, mode, shape=(len(self), *shape))
+            return np.memmap(file, np.float16, "r", shape=(images, *shape))
         except (FileNotFoundError, ValueError) as error:
             raise RunError(f"{file}: missing or cut off ({error}); delete {self.folder} and run again") from error
 

@@ -54,10 +54,10 @@ class Machine:
         """This process's parts of a batch."""
         return parts[self.rank :: self.world]
 
-    def require_shares(self, batch: int, accumulate: int) -> None:
+    def require_shares(self, batch: int, accumulate: int, flag: str) -> None:
         if batch < 2 * accumulate * self.world:  # one image has no variance where BatchNorm sees a single pixel
             parts = f"{accumulate} parts" + (f" for each of {self.world} processes" if self.world > 1 else "")
-            raise RequestError(f"a batch of {batch} images in {parts}: expected two images a part at least; make it larger")
+            raise RequestError(f"a batch of {batch} images in {parts}: expected two images a part at least; give a larger {flag}")
 
     def gather(self, weights: "Iterable[nn.Parameter]") -> None:
         """Sum the gradients of all processes: each brought its images' share of the whole batch's."""

@@ -1,6 +1,6 @@
 """A network by its name, trained alone on labelled images by a recipe: dna_a, or any of timm's."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dna_deploy.data import Images, Preprocessing, load_split, open_source, save_split, split
@@ -34,7 +34,7 @@ def train_named(
     from timm.data import resolve_model_data_config
 
     import dna_deploy.zoo  # noqa: F401  makes the published networks known to timm
-    from dna_deploy.checkpoint import save_tensors
+    from dna_deploy.checkpoint import difference, save_tensors
     from dna_deploy.machine import this_machine
     from dna_deploy.teacher import require_scores
     from dna_deploy.train import accuracy, logits_of, train
@@ -46,12 +46,12 @@ def train_named(
     machine = this_machine(amp)
     source = open_source(data, data_root)
     report, parted = folder / "trained.json", folder / "split.json"
+    named = {"network": network, "data": data, "image_size": image_size}
     if report.exists():
         found = read_json(report, Trained)
-        if (found.network, found.data, found.image_size) != (network, data, image_size):
-            raise RunError(f"{folder}: holds {found.network} of {found.data} at {found.image_size} px; choose another --run NAME")
-        if found.training == how:
-            return found
+        if other := difference(asdict(found) | asdict(found.training), {**named, **asdict(how)}):
+            raise RunError(f"{folder}: was trained with {other}; choose another --run NAME")
+        return found if machine.first else None
     if machine.first and not parted.exists():
         save_split(parted, split(source))
     machine.tell(stage="named")
@@ -66,7 +66,7 @@ def train_named(
     images, test = (Images(source, places, image_size) for places in (parts.train, parts.test))
     say(f"{network}: {how.epochs} epochs on {len(images)} images in batches of {how.batch}")
     partial = folder / "training.safetensors"
-    train(model, images, preprocessing, how, partial, f"training {network}", machine=machine)
+    train(model, images, preprocessing, how, partial, f"training {network}", machine=machine, named=named)
     if not machine.first:
         return None
     reached = accuracy(logits_of(model, test, preprocessing), test.labels)

@@ -14,18 +14,20 @@ runs/NAME/                 one teacher, data set and space; serves every device 
         student.safetensors  student.json
         report.html        all of it on one page
         export/            what dna-export wrote
-    DEVICE-BUDGET.1/       another network that was trained for it before, kept aside
+    DEVICE-BUDGET.1/       another training for it, of another network or by another recipe, kept aside
 """
 
 import itertools
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from dna_deploy.confirm import Tried
 from dna_deploy.errors import RunError
-from dna_deploy.files import read_json, write_json
+from dna_deploy.files import read_json, write_atomic, write_json
 from dna_deploy.progress import say
 from dna_deploy.recipe import Training
 
@@ -211,13 +213,32 @@ class Pick:
     def report(self) -> Path:
         return self.folder / "report.html"
 
+    @property
+    def aside(self) -> "list[Pick]":
+        """What was set aside for it before."""
+        return [Pick(file.parent) for file in sorted(self.run.folder.glob(f"{self.folder.name}.*/architecture.json"))]
+
     def set_aside(self) -> None:
-        """Make room for another network; what was trained of the one before is kept, in a numbered folder beside it."""
+        """Make room for another training; the one before is kept, in a numbered folder beside it, and the pick in both."""
         if self.weights.exists() or self.training.exists():
             numbered = (self.folder.with_name(f"{self.folder.name}.{number}") for number in itertools.count(1))
-            aside = next(folder for folder in numbered if not folder.exists())
-            self.folder.rename(aside)
-            say(f"{self.folder} held the training of another network, which is in {aside} now")
+            aside = Pick(next(folder for folder in numbered if not folder.exists()))
+            self.folder.rename(aside.folder)
+            aside._copy_to(self)
+            say(f"{self.folder} held another training, which is in {aside.folder} now")
+
+    def take_back(self, aside: "Pick") -> None:
+        """Go on with what was set aside, where nothing is trained yet."""
+        self._copy_to(aside)
+        shutil.rmtree(self.folder)
+        aside.folder.rename(self.folder)
+        say(f"{self.folder} goes on with the training that was in {aside.folder}")
+
+    def _copy_to(self, other: "Pick") -> None:
+        """What was picked, without what was trained of it."""
+        for file in (self.architecture, self.picked, self.front, self.front.with_suffix(".png"), self.top):
+            if file.exists():
+                write_atomic(other.folder / file.name, partial(shutil.copyfile, file))
 
 
 def open_run(name: str | None, asked: Asked) -> Run:

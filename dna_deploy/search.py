@@ -13,7 +13,7 @@ from dna_deploy.budget import Wish
 from dna_deploy.data import Images, Source, Split, load_split, open_source, save_split, split
 from dna_deploy.errors import MachineError
 from dna_deploy.files import read_json, write_json
-from dna_deploy.found import Found, pick
+from dna_deploy.found import Found, pick, require_measurable
 from dna_deploy.graph import onnx_of
 from dna_deploy.limits import Wanted
 from dna_deploy.measure import measure_whole
@@ -22,14 +22,16 @@ from dna_deploy.predictor import LatencyPredictor
 from dna_deploy.progress import say
 from dna_deploy.ratings import Rating, load_ratings, save_ratings
 from dna_deploy.recipe import Training
-from dna_deploy.run import Asked, Run, Student, TeacherReport, open_run
+from dna_deploy.run import Asked, Pick, Run, Student, TeacherReport, open_run
 from dna_deploy.space import SearchSpace
+from dna_deploy.torchrun import WORLD
 from profilers import Model
 
 if TYPE_CHECKING:
     from torch import nn
 
     from dna_deploy.data import Preprocessing
+    from dna_deploy.distill import Distillation
     from dna_deploy.machine import Machine
     from dna_deploy.supernet import Supernet
     from dna_deploy.teacher import Teacher
@@ -42,10 +44,12 @@ def search(
     measure_top: int = 0,
     wanted: Wanted | None = None,
     rate: "Callable[[Run, Source, SearchSpace], None] | None" = None,
+    how: Training | None = None,
 ) -> Found:
     """Everything up to the exact pick. Stages that an earlier call finished are read, not done again.
 
-    `rate` leaves a run's block weights and ratings in its folder; None: `rate_all`, on this machine.
+    `rate` leaves a run's block weights and ratings in its folder; None: `rate_all`, on this machine. With `how` the network
+    found is to be trained, a training that cannot be is refused first.
     """
     source = open_source(asked.data, asked.data_root)
     space: SearchSpace = find("spaces", asked.space).at(asked.image_size, len(source.classes))
@@ -54,8 +58,19 @@ def search(
         budget.predictor.require(space)
     wanted = wanted or Wanted()
     wanted.problem(space, [budget.limit(space) for budget in budgets]).require_feasible()
+    if measure_top:
+        require_measurable(budgets, measure_top)
+    if how:
+        from dna_deploy.machine import CPU
+        from dna_deploy.train import require_recipe
+
+        require_recipe(how, Images(source, [], asked.image_size), replace(CPU, world=WORLD))
     run = open_run(name, asked)
     if not run.ratings.exists():
+        from dna_deploy.distill import require_parts
+        from dna_deploy.machine import CPU
+
+        require_parts(space, distillation(asked), asked.distill_batch, replace(CPU, world=WORLD))
         (rate or rate_all)(run, source, space)
     ratings = load_ratings(run.ratings, space.blocks)
     return pick(run, space, ratings, budgets, measure_top, wanted)
@@ -79,7 +94,7 @@ def distilled(
     run: Run, source: Source, parts: Split, teacher: "Teacher", space: SearchSpace, block: str | None = None
 ) -> "Supernet":
     """All blocks trained under the teacher, or only one, in a file of its own: it comes out as it does among the others."""
-    from dna_deploy.distill import Distillation, distill
+    from dna_deploy.distill import distill
     from dna_deploy.lessons import KeptLessons, Lessons
     from dna_deploy.supernet import Supernet
     from dna_deploy.warm import warm_start
@@ -94,7 +109,15 @@ def distilled(
     images = Images(source, parts.train, asked.image_size)
     features = run.folder / "features"
     lessons = KeptLessons(teacher, images, features) if asked.keep_features else Lessons(teacher, images)
-    how = Distillation(
+    machine.tell(run=str(run.folder), stage="blocks")
+    distill(supernet, lessons, distillation(asked), run.block(block) if block else run.supernet, machine)
+    return supernet
+
+
+def distillation(asked: Asked) -> "Distillation":
+    from dna_deploy.distill import Distillation
+
+    return Distillation(
         epochs=asked.distill_epochs,
         batch=asked.distill_batch,
         accumulate=asked.accumulate,
@@ -102,9 +125,6 @@ def distilled(
         fair=asked.fair,
         seed=asked.seed,
     )
-    machine.tell(run=str(run.folder), stage="blocks")
-    distill(supernet, lessons, how, run.block(block) if block else run.supernet, machine)
-    return supernet
 
 
 def rated(run: Run, source: Source, parts: Split, teacher: "Teacher", supernet: "Supernet") -> list[Rating]:
@@ -208,18 +228,20 @@ def finish(found: Found, predictor: LatencyPredictor, how: Training) -> Student:
     from dna_deploy.checkpoint import save_checkpoint
     from dna_deploy.train import accuracy, logits_of
 
-    run, arch = found.pick.run, found.architecture
-    if found.pick.student.exists() and found.pick.weights.exists():
-        student = read_json(found.pick.student, Student)
-        if student.training == how:
-            return student
+    pick, run, arch = found.pick, found.pick.run, found.architecture
+    if not _trained(pick, how):
+        pick.set_aside()
+        aside = (other for other in pick.aside if other.architecture.read_bytes() == pick.architecture.read_bytes())
+        if before := next((other for other in aside if _trained(other, how)), None):
+            pick.take_back(before)
+    if pick.student.exists() and pick.weights.exists():
+        pick.training.unlink(missing_ok=True)
+        return read_json(pick.student, Student)
+    pick.student.unlink(missing_ok=True)  # its weights are gone
     source = open_source(run.asked.data, run.asked.data_root)
     parts = splits(run, source)
     teacher = prepare_teacher(run, source, parts, arch.space)
-    partial = found.pick.training
-    network = inherit_and_train(run, source, parts, teacher, arch, how, partial)
-    save_checkpoint(found.pick.weights, network, None, how.epochs)
-    partial.unlink(missing_ok=True)
+    network = inherit_and_train(run, source, parts, teacher, arch, how, pick.training)
     test = Images(source, parts.test, run.asked.image_size)
     reached = accuracy(logits_of(network, test, teacher.preprocessing), test.labels)
     report = read_json(run.teacher_report, TeacherReport)
@@ -237,8 +259,19 @@ def finish(found: Found, predictor: LatencyPredictor, how: Training) -> Student:
         speed=speed,
         training=how,
     )
-    write_json(found.pick.student, student)
+    save_checkpoint(pick.weights, network, None, how.epochs)
+    write_json(pick.student, student)
+    pick.training.unlink(missing_ok=True)  # last: all that was interrupted before this goes on from it
     return student
+
+
+def _trained(pick: Pick, how: Training) -> bool:
+    """Whether what is trained in that folder, to the end or not yet, is trained so."""
+    from dna_deploy.checkpoint import begun
+
+    if pick.student.exists() and pick.weights.exists():
+        return read_json(pick.student, Student).training == how
+    return begun(pick.training, asdict(how))
 
 
 def inherit_and_train(

@@ -1,13 +1,12 @@
 """Train a whole network on labels, and under a teacher where there is one: the teacher's fine-tuning, the student's finish."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from timm.data import Mixup
-from timm.layers import DropPath
 from timm.models._efficientnet_builder import efficientnet_init_weights
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -26,6 +25,7 @@ from dna_deploy.machine import CPU, Machine, one_update_a_step
 from dna_deploy.progress import bar
 from dna_deploy.recipe import Training
 from dna_deploy.teacher import Teacher
+from dna_deploy.zoo import drop_connect
 
 
 @dataclass(frozen=True)
@@ -62,23 +62,24 @@ def train(
     text: str,
     guide: Guide | None = None,
     machine: Machine = CPU,
+    named: Mapping[str, object] = {},
 ) -> None:
-    """Train in place; continues from `checkpoint`, written after every epoch, and leaves the weights in eval mode."""
+    """Train in place; continues from `checkpoint`, written after every epoch, and leaves the weights in eval mode.
+
+    A checkpoint of another training, told by `how` and by what else is `named`, is refused.
+    """
     trained = nn.ModuleDict({"network": network, "adapters": guide.adapters if guide else nn.ModuleList()})
     layout = _layout(trained, machine)
     trained.to(memory_format=layout)  # type: ignore[call-overload]
     drop_connect(network, how.drop_connect)
-    batch = min(how.batch, len(images))
-    machine.require_shares(batch, how.accumulate)
-    count = how.accumulate * machine.world
-    if how.mixup and batch % (2 * count):
-        raise RequestError(f"mixup pairs images: a batch of {batch} in {count} parts leaves some over; make it divide evenly")
+    _require_parts(min(how.batch, len(images)), how, machine)
     steps = len(epoch_batches(len(images), how.batch, how.seed, 0))
     optimizer, schedule = _optimizer(trained, how, steps)
     ema = ModelEmaV3(network, how.ema, use_warmup=True) if how.ema else None
     mixup = Mixup(how.mixup, label_smoothing=how.label_smoothing, num_classes=len(images.source.classes)) if how.mixup else None
     kept = nn.ModuleDict({**trained, "ema": ema.module}) if ema else trained
-    first = load_checkpoint(checkpoint, kept, optimizer, how)
+    asked = {**named, **asdict(how)}
+    first = load_checkpoint(checkpoint, kept, optimizer, asked)
     machine.begin(kept)
     with bar(text, how.epochs * steps) as advance, one_update_a_step(network, how.accumulate):
         advance(first * steps)
@@ -109,10 +110,25 @@ def train(
             watch.require_finite()
             machine.average(kept)
             if machine.first:
-                save_checkpoint(checkpoint, kept, optimizer, epoch + 1, how)
+                save_checkpoint(checkpoint, kept, optimizer, epoch + 1, asked)
     if ema:
         network.load_state_dict(ema.module.state_dict())
     network.eval()
+
+
+def require_recipe(how: Training, images: Images, machine: Machine) -> None:
+    """Refuse now what `train` would refuse of a recipe, later; of `images` only the size counts."""
+    _require_parts(how.batch, how, machine)
+    _optimizer(nn.BatchNorm2d(1), how, 1)  # whose weights are not drawn
+    if how.augmentation != "shift":
+        Crops(images, how.augmentation, how.color_jitter)
+
+
+def _require_parts(batch: int, how: Training, machine: Machine) -> None:
+    machine.require_shares(batch, how.accumulate, "--batch")
+    count = how.accumulate * machine.world
+    if how.mixup and batch % (2 * count):
+        raise RequestError(f"mixup pairs images: a batch of {batch} in {count} parts leaves some over; make it divide evenly")
 
 
 def fresh(arch: Architecture, padding: str, seed: int) -> nn.Sequential:
@@ -129,13 +145,6 @@ def _layout(network: nn.Module, machine: Machine) -> torch.memory_format:
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     fatal = any(conv.kernel_size == (1, 1) and max(conv.stride) > 1 and conv.in_channels < 8 for conv in convolutions)
     return torch.contiguous_format if fatal and machine.device.type == "cpu" else torch.channels_last
-
-
-def drop_connect(network: nn.Module, rate: float) -> None:
-    """Let timm's residual branches be left out at random while training: the last one at `rate`, those before it less."""
-    branches = [module for module in network.modules() if hasattr(module, "drop_path")]
-    for at, module in enumerate(branches if rate else [], 1):
-        module.drop_path = DropPath(rate * at / len(branches))
 
 
 def _optimizer(trained: nn.Module, how: Training, steps: int) -> tuple[torch.optim.Optimizer, Scheduler]:
@@ -159,6 +168,8 @@ def _optimizer(trained: nn.Module, how: Training, steps: int) -> tuple[torch.opt
         )
     except (ValueError, TypeError, AssertionError) as error:
         raise RequestError(f'optimizer = "{how.optimizer}", schedule = "{how.schedule}": refused by timm ({error})') from error
+    if getattr(optimizer, "is_second_order", False):
+        raise RequestError(f'optimizer = "{how.optimizer}": needs second derivatives, which are not computed; expected another')
     if schedule is None:
         raise RequestError(f'schedule = "{how.schedule}": timm has none of that name; expected cosine, step, ...')
     return optimizer, schedule

@@ -23,6 +23,7 @@ from dna_deploy.run import Asked, Run, existing_run
 from dna_deploy.scores import imitation
 from dna_deploy.search import inherit_and_train, prepare_teacher, splits
 from dna_deploy.space import SearchSpace
+from dna_deploy.torchrun import WORLD
 
 BRIEF_EPOCHS = 2  # of training for a network that is only there to calibrate
 
@@ -145,7 +146,8 @@ def _trained(run: Run, space: SearchSpace, networks: Sequence[Architecture], epo
     teacher = prepare_teacher(run, source, parts, space)
     held_out = Images(source, parts.held_out, run.asked.image_size)
     say(f"calibrating: training {len(networks)} networks for {epochs} epochs each")
-    how = Training(epochs=epochs, accumulate=run.asked.accumulate, seed=run.asked.seed)
+    how = Training(epochs=epochs, seed=run.asked.seed).at(max(16, 2 * WORLD))
+    how = replace(how, accumulate=min(run.asked.accumulate, how.batch // (2 * WORLD)))  # two images a part are the fewest
     for arch in networks:
         partial = run.folder / "calibration-training.safetensors"
         partial.unlink(missing_ok=True)  # it may be of another network; a brief training is not worth resuming

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import DropPath
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._efficientnet_builder import efficientnet_init_weights
 from torch import nn
@@ -47,13 +48,26 @@ class Published(nn.Sequential):
 
     num_features = head_hidden_size = 1280
 
-    def __init__(self, name: str, num_classes: int = 1000, in_chans: int = 3, global_pool: str = "avg") -> None:
+    def __init__(
+        self,
+        name: str,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        **others: Any,
+    ) -> None:
         super().__init__()
+        if others:
+            raise RequestError(f"{name}: has no {', '.join(others)}; expected num_classes, drop_rate or drop_path_rate")
         if in_chans != 3 or global_pool != "avg":
             raise RequestError(f"{name}: takes 3 channels and pools by avg; asked for {in_chans} and {global_pool}")
         for part, module in architecture(name).module().named_children():
             self.add_module(part, module)
         efficientnet_init_weights(self)
+        self._classifier.drop.p = drop_rate
+        drop_connect(self, drop_path_rate)
         self.num_classes = 1000
         if num_classes != self.num_classes:
             self.reset_classifier(num_classes)
@@ -81,6 +95,13 @@ class Published(nn.Sequential):
     @property
     def _classifier(self) -> Any:
         return self.get_submodule("head.1")
+
+
+def drop_connect(network: nn.Module, rate: float) -> None:
+    """Let timm's residual branches be left out at random while training: the last one at `rate`, those before it less."""
+    branches = [module for module in network.modules() if hasattr(module, "drop_path")]
+    for at, module in enumerate(branches if rate else [], 1):
+        module.drop_path = DropPath(rate * at / len(branches))
 
 
 default_cfgs = generate_default_cfgs(

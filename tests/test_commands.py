@@ -246,6 +246,7 @@ def test_an_export_that_is_not_the_network_is_exit_1(place):
         ("search", ["--latency", "80ms", *SEARCH[:-1], "new", "--data", "nowhere"], 2, "no such folder"),
         ("search", ["--latency", "80ms", *SEARCH[:-1], "new", "--image-size", "64"], 2, "are not in it"),
         ("search", ["--latency", "80ms", "--epochs", "0"], 2, "x>=1"),
+        ("search", ["--latency", "80ms", "--rating-images", "1"], 2, "x>=2"),
         ("search", ["--latency", "=80ms"], 2, "names no device"),
         ("search", ["--latency", "80ms", "--latency", "cpu=5ms", *SEARCH], 2, "name the device of each"),
         ("search", ["--latency", "cpu=80ms", "--latency", "cpu=5ms", *SEARCH], 2, "cpu is given twice"),

@@ -1,12 +1,15 @@
 """Features kept on disk are the teacher's own, and an interrupted pass over the images goes on."""
 
+import json
+import resource
+
 import numpy as np
 import pytest
 import torch
 
 from dna_deploy import lessons as module
 from dna_deploy.data import Images, Preprocessing, open_source
-from dna_deploy.errors import RunError, TeacherError
+from dna_deploy.errors import MachineError, RunError, TeacherError
 from dna_deploy.lessons import KeptLessons, Lessons
 from dna_deploy.networks import untrained
 from dna_deploy.teacher import Teacher, cut
@@ -53,6 +56,25 @@ def test_an_interrupted_pass_goes_on(teacher, images, tmp_path, monkeypatch):
     again = KeptLessons(teacher, stopping, tmp_path / "parts")
     assert seen[-1] == [16, 17, 18, 19]  # only what was missing
     for a, b in zip(whole.batch(range(20))[1], again.batch(range(20))[1], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_full_disk_is_one_line_and_the_pass_goes_on(teacher, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 8)
+    whole = KeptLessons(teacher, images, tmp_path / "whole")
+    sizes = {file.name: file.stat().st_size for file in (tmp_path / "whole").glob("*.f16")}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max(sizes.values()) * 2 // 3, hard))  # the largest has no room for its end
+    try:
+        with pytest.raises(MachineError, match="the disk is full; free some space and run the same command again"):
+            KeptLessons(teacher, images, tmp_path / "parts")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert json.loads((tmp_path / "parts" / "features.json").read_text())["done"] == 8  # no file was made longer than it is
+    parts = KeptLessons(teacher, images, tmp_path / "parts")
+    for name, size in sizes.items():
+        assert (tmp_path / "parts" / name).stat().st_size == size
+    for a, b in zip(whole.batch(range(20))[1], parts.batch(range(20))[1], strict=True):
         assert torch.equal(a, b)
 
 

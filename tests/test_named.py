@@ -35,8 +35,33 @@ def test_dna_a_from_scratch_with_the_published_recipe(stripes, tmp_path):
     assert (tmp_path / "run" / "weights.safetensors").stat().st_mtime_ns == weights
     shown = Asked("dna_a", weights=tmp_path / "run" / "weights.safetensors", data=stripes, image_size=32)
     assert from_model(shown).network is not None  # what dna-export --model dna_a --weights reads
-    with pytest.raises(RunError, match=r"holds dna_a of .* choose another --run"):
-        train_named("dna_b", stripes, None, 32, tmp_path / "run", how, amp=None)
+    for name, size, other, said in (
+        ("dna_b", 32, how, "network = dna_a, now asked for dna_b"),
+        ("dna_a", 48, how, "image_size = 32, now asked for 48"),
+        ("dna_a", 32, dataclasses.replace(how, epochs=3), "epochs = 2, now asked for 3"),
+    ):
+        with pytest.raises(RunError, match=f"was trained with {said}; choose another --run"):
+            train_named(name, stripes, None, size, tmp_path / "run", other, amp=None)
+
+
+def test_a_training_that_is_not_done_goes_on_only_as_it_was_begun(stripes, tmp_path, monkeypatch):
+    how = Training(inherit=False, epochs=2, augmentation="crop", teacher_share=0, feature_share=0)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    name, asked = "mobilenetv3_small_050", (stripes, None, 32, tmp_path / "run")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("dna_deploy.train.accuracy", interrupted)
+        train_named(name, *asked, how, amp=None)
+    kept = (tmp_path / "run" / "training.safetensors").read_bytes()
+    with pytest.raises(RunError, match="image_size = 32, now asked for 48; choose another --run"):
+        train_named(name, stripes, None, 48, tmp_path / "run", how, amp=None)
+    with pytest.raises(RunError, match="epochs = 2, now asked for 3; choose another --run"):
+        train_named(name, *asked, dataclasses.replace(how, epochs=3), amp=None)
+    assert (tmp_path / "run" / "training.safetensors").read_bytes() == kept
+    monkeypatch.setattr("dna_deploy.train.save_checkpoint", lambda *_: pytest.fail("an epoch was trained again"))
+    assert train_named(name, *asked, how, amp=None).training == how
 
 
 def test_a_network_of_a_fixed_input_size_is_refused_before_it_is_trained(stripes, tmp_path):

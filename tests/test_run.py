@@ -86,13 +86,15 @@ def test_what_was_trained_is_kept_when_another_network_is_picked(workdir):
     pick.folder.mkdir()
     pick.architecture.write_text("{}")
     pick.set_aside()
-    assert pick.architecture.exists()  # nothing was trained of it
+    assert not pick.aside  # nothing was trained of it
     for number, file in enumerate((pick.weights, pick.training), 1):
-        pick.folder.mkdir(exist_ok=True)
         file.write_text(f"training {number}")
         pick.set_aside()
-        assert not pick.folder.exists()
+        assert list(pick.folder.iterdir()) == [pick.architecture]  # the pick is here and there
         assert (pick.run.folder / f"cpu-2ms.{number}" / file.name).read_text() == f"training {number}"
+    first, second = pick.aside
+    pick.take_back(second)
+    assert pick.training.read_text() == "training 2" and pick.aside == [first]
 
 
 @pytest.fixture

@@ -135,6 +135,6 @@ command()(work)()
 
 
 def test_a_batch_too_small_for_its_parts_is_refused():
-    with pytest.raises(RequestError, match="a batch of 7 images in 2 parts for each of 2 processes: expected two"):
-        Machine(CPU.device, world=2).require_shares(7, 2)
-    CPU.require_shares(6, 3)
+    with pytest.raises(RequestError, match=r"of 7 images in 2 parts for each of 2 processes: expected two .* a larger --batch"):
+        Machine(CPU.device, world=2).require_shares(7, 2, "--batch")
+    CPU.require_shares(6, 3, "--batch")

@@ -105,6 +105,25 @@ def test_calibrating_trains_each_network_once(rated, monkeypatch):
     assert calibrate_run(run, space, 8).loo_tau == found.loo_tau
 
 
+def test_the_batch_of_a_calibration_has_two_images_a_part(rated, monkeypatch):
+    run, space = rated
+    asked, trained = run.asked, []
+
+    def train(*given):
+        trained.append(given[5])
+        raise KeyboardInterrupt
+
+    (run.folder / "calibration.json").unlink(missing_ok=True)
+    monkeypatch.setattr("dna_deploy.weigh.inherit_and_train", train)
+    try:
+        write_json(run.folder / "run.json", replace(asked, distill_batch=64, accumulate=16))
+        with pytest.raises(KeyboardInterrupt):
+            calibrate_run(run, space, 8)
+    finally:
+        write_json(run.folder / "run.json", asked)
+    assert [(how.batch, how.accumulate) for how in trained] == [(16, 8)]
+
+
 def test_replacing_one_is_kept_beside_the_other_scores(rated):
     from dna_deploy.arch import Architecture
 

@@ -49,8 +49,28 @@ def test_timm_treats_them_as_its_own():
     assert set(FIGURES) <= set(timm.list_models("dna_*"))
 
 
+def test_later_branches_are_left_out_more_often():
+    model = timm.create_model("efficientnet_b0")
+    zoo.drop_connect(model, 0.2)
+    rates = [block.drop_path.drop_prob for stage in model.blocks for block in stage]
+    assert rates == pytest.approx([0.2 * at / 16 for at in range(1, 17)])
+
+
+def test_what_timms_train_script_asks_for_is_done():
+    model = timm.create_model("dna_a", drop_rate=0.3, drop_path_rate=0.2)
+    rates = [module.drop_prob for module in model.modules() if isinstance(module, timm.layers.DropPath)]
+    assert rates == pytest.approx([0.2 * at / len(rates) for at in range(1, len(rates) + 1)]) and len(rates) > 15
+    dropped = model.forward_head(torch.ones(1, 1280, 1, 1), pre_logits=True) == 0
+    assert 0.2 < float(dropped.float().mean()) < 0.4
+    assert not (model.eval().forward_head(torch.ones(1, 1280, 1, 1), pre_logits=True) == 0).any()
+    plain = timm.create_model("dna_a", drop_rate=0.0, drop_path_rate=0.0)
+    assert not [module for module in plain.modules() if isinstance(module, timm.layers.DropPath)]
+
+
 def test_what_there_is_not_is_refused():
     with pytest.raises(RequestError, match="none of the published networks: dna_a, dna_b"):
         zoo.architecture("dna_e")
     with pytest.raises(RequestError, match="no trained weights"):
         timm.create_model("dna_a", pretrained=True)
+    with pytest.raises(RequestError, match="dna_a: has no drop_block_rate; expected num_classes, drop_rate or"):
+        timm.create_model("dna_a", drop_block_rate=0.1)

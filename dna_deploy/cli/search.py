@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 @click.option("--distill-epochs", type=POSITIVE, default=4, help="Block-wise training of all candidates.")
 @click.option("--distill-batch", type=POSITIVE, default=16, help="Its batch size; the learning rate grows with its root.")
 @click.option("--fair", is_flag=True, help="Divide each of its batches among paths that use every op of a layer once.")
-@click.option("--rating-images", type=POSITIVE, default=128, help="Held-out images every candidate is rated on.")
+@click.option("--rating-images", type=click.IntRange(min=2), default=128, help="Held-out images every candidate is rated on.")
 @click.option(
     "--average",
     "averaged",
@@ -179,7 +179,8 @@ def main(
         from dna_deploy.cluster import rate_on
     others = [other_run(name, asked) for name in dict.fromkeys(averaged)]
     more = others or calibrate  # scores the pick waits for
-    found = search(asked, name, wishes, 0 if more else measure_top, wanted, rate_on(address) if address else None)
+    rate = rate_on(address) if address else None
+    found = search(asked, name, wishes, 0 if more else measure_top, wanted, rate, how if trained else None)
     if others:
         average(found.pick.run, found.architecture.space, others)
     if calibrate:
