@@ -67,6 +67,7 @@ def test_what_kills_the_runtime_is_one_line(tmp_path, monkeypatch):
 def test_python_in_the_current_folder_is_not_run(tmp_path, monkeypatch):
     """A bundle may bring more files than its manifest lists."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # a "." in it is the user's own wish
     for name in ("numpy", "onnxruntime", "signal"):
         (tmp_path / f"{name}.py").write_text("open('it_ran', 'w')")
     (tmp_path / "model.onnx").write_bytes(b"not onnx")
