@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dna_deploy.errors import RequestError
+from dna_deploy.errors import DnaError, RequestError
 from dna_deploy.files import read_json, write_json
 from dna_deploy.ops import Op
 from dna_deploy.plugins import find, knows
@@ -63,9 +63,13 @@ class Architecture:
         return "): " in key
 
     @staticmethod
-    def is_known(key: str) -> bool:
-        """Whether a network's key is of a space known here: one of the user's own is, once its file was named."""
-        return knows("spaces", key.partition("(")[0])
+    def known(key: str) -> "Architecture | None":
+        """What a table's key stands for; None where its space is not known here (one of the user's own is, once its file was
+        named), or no longer has such a network."""
+        try:
+            return Architecture.parse(key) if knows("spaces", key.partition("(")[0]) else None
+        except DnaError:
+            return None
 
     @staticmethod
     def parse(key: str) -> "Architecture":

@@ -24,7 +24,8 @@ class Wish:
     extrapolate: bool = False  # ops outside what was measured are guessed, not refused
 
     def on(self, space: SearchSpace) -> "Budget":
-        return Budget(open_predictor(self.table, space.ops, self.extrapolate), self.ms, self.confidence)
+        predictor = open_predictor(self.table, space.ops, self.extrapolate, space=space.name, image_size=space.image_size)
+        return Budget(predictor, self.ms, self.confidence)
 
 
 @dataclass(frozen=True)

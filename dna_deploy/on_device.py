@@ -1,15 +1,14 @@
 """Run the exported file on the device it is for: does it compute there what it computes here, and how long does it take?"""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dna_deploy.arch import Architecture
 from dna_deploy.errors import RequestError, TableError
 from dna_deploy.measure import Latency, device_of, measure_whole
-from dna_deploy.ops import Op
 from dna_deploy.original import Original
 from dna_deploy.predictor import open_predictor
 from dna_deploy.progress import say
@@ -57,7 +56,7 @@ def run_on_device(
         visits = list(measure(profiler, device, models, Plan(rounds=24, anchors=0), Stop(seconds=20)))
         taken = {model.key: summarize([visit for visit in visits if visit.key == model.key]) for model in models}
     else:
-        predicted_ms = _predicted(table, original.ops)
+        predicted_ms = _predicted(table, original.architecture) if original.architecture else None
         whole = measure_whole(table, models, predicted_ms or 1e9)
         if whole is None:
             return link, None
@@ -68,8 +67,9 @@ def run_on_device(
     return link, Latency(name, predicted_ms, exported.latency_ms, low_ms, high_ms, fp32_ms, speed, environment)
 
 
-def _predicted(table: LatencyTable, ops: Sequence[Op]) -> float | None:
+def _predicted(table: LatencyTable, arch: Architecture) -> float | None:
+    space = arch.space
     try:
-        return open_predictor(table.path, ops).network_ms(ops) if ops else None
+        return open_predictor(table.path, arch.ops, space=space.name, image_size=space.image_size).network_ms(arch.ops)
     except TableError:  # of another space or image size
         return None

@@ -61,7 +61,7 @@ def judge(
         assert device is not None
         visits = measure(find_profiler(device), device, [asked], Plan(rounds=24, anchors=0), Stop(seconds=seconds))
         return Judged(layers, None, None, 0, summarize(visits), None)
-    predictor = open_predictor(table, layers.ops, extrapolate)
+    predictor = open_predictor(table, layers.ops, extrapolate, image_size=layers.image_size)
     account = predictor.account(layers.ops)
     known = not layers.others and not account.unknown and bool(layers.ops)
     predicted = predictor.network(layers.ops, confidence) if known else None

@@ -73,7 +73,8 @@ def profile(
 def _predictor(path: Path, space: SearchSpace) -> LatencyPredictor:
     """The predictor for the space and for whatever the table held predictions of before."""
     before = [parse(key) for key in LatencyTable.load(path).predicted]
-    return open_predictor(path, tuple(dict.fromkeys([*space.ops, *before])))
+    ops = tuple(dict.fromkeys([*space.ops, *before]))
+    return open_predictor(path, ops, space=space.name, image_size=space.image_size)
 
 
 def _profile(path: Path, space: SearchSpace, measured: int, ended: str) -> Profile:

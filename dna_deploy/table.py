@@ -122,6 +122,11 @@ class LatencyTable:
     ends: tuple[End, ...] = ()
 
     @property
+    def name(self) -> str:
+        """What it is called everywhere; two tables may be of one device."""
+        return self.path.stem
+
+    @property
     def published(self) -> bool:
         return self.header.source is not None
 

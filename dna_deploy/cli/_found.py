@@ -135,5 +135,7 @@ def _account(predictor: LatencyPredictor, architecture: Architecture) -> None:
     say(f"{table.header.target}: {account.text}")
     if table.published:
         say(f"the table is published ({table.header.source}): a sum of isolated layers, no whole network was measured")
+    elif predictor.unjudged:
+        say(f"a plain sum of ops: {predictor.unjudged}")
     for op in account.bounded:
         say(f"estimated, not measured: {op.key} is taken as the same layer with more classes")

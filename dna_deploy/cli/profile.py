@@ -108,6 +108,10 @@ def main(
         columns = ["predicted from", "mean error", "within 5 %", "within 10 %", "Spearman", "Kendall"]
         show(f"{by_ops.n} whole networks, each predicted without itself", columns, rows)
         say(f"the measurements themselves repeat within {by_ops.repeatability:.1%}")
+    else:
+        say(f"a plain sum of ops: {done.predictor.unjudged}")
+    if done.predictor.stale:
+        say(f"left out: {done.predictor.stale} whole networks in the table that {laid_out.name} no longer has")
     return {
         "table": str(path),
         "rows": len(done.table.measurements),
@@ -169,7 +173,7 @@ def _model(
         corrected = (
             f"corrected by {found.networks} whole networks"
             if found.networks
-            else "a plain sum of layers, never corrected by whole networks: the interval is that of the sum"
+            else "a plain sum of layers, corrected by no whole networks of that size: the interval is that of the sum"
         )
         say(f"{found.account.text}; {corrected}")
     if changed := remark(found.speed):
@@ -199,7 +203,7 @@ def _list(space: str, image_size: int, classes: int) -> dict[str, Any]:
     found = {}
     for name, path in tables().items():
         try:
-            found[name] = open_predictor(path, laid_out.ops)
+            found[name] = open_predictor(path, laid_out.ops, space=laid_out.name, image_size=image_size)
         except TableError as error:
             say(f"left out: {error}")
     devices = registry()
