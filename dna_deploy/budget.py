@@ -8,8 +8,9 @@ import numpy as np
 
 from dna_deploy.costs import sums
 from dna_deploy.limits import Limit, in_milliseconds
-from dna_deploy.predictor import LatencyPredictor, deviations, open_predictor
+from dna_deploy.predictor import TWO_SIDED, LatencyPredictor, deviations, open_predictor
 from dna_deploy.space import SearchSpace
+from profilers import Measurement
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -39,6 +40,12 @@ class Budget:
     @property
     def device(self) -> str:
         return self.predictor.table.header.target
+
+    def held_ms(self, measured: Measurement) -> float:
+        """What of a measurement has to keep the budget: its upper bound of the confidence asked for."""
+        if self.confidence is None:
+            return measured.latency_ms
+        return measured.latency_ms + (measured.high_ms - measured.latency_ms) * deviations(self.confidence) / TWO_SIDED
 
     def limit(self, space: SearchSpace, factor: float = 1.0) -> Limit:
         """On sums of predicted milliseconds, or of their upper bounds, multiplied with `factor`."""

@@ -64,7 +64,7 @@ def judge(
     predictor = open_predictor(table, layers.ops, extrapolate, image_size=layers.image_size)
     account = predictor.account(layers.ops)
     known = not layers.others and not account.unknown and bool(layers.ops)
-    predicted = predictor.network(layers.ops, confidence) if known else None
+    predicted = predictor.network(layers.ops, (1 + confidence) / 2) if known else None  # an interval: two bounds
     found = None
     if device_of(predictor.table) is not None:
         about_ms = predicted.ms if predicted else _middle(predictor.table)

@@ -32,6 +32,7 @@ FOLDS = 4  # of the validation networks: fitted on three parts, judged on the fo
 FEWEST = 8  # validation networks a correction is fitted from
 WIDE = 0.10  # relative halfwidth of an op's interval beyond which it is marked wherever it is used
 TWO_SIDED = 1.96  # halfwidth of a 95 % interval in standard deviations
+INTERVAL = 0.975  # confidence of each of two bounds between which 95 % lie
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ class LatencyPredictor:
             "lie from a network"
         )
 
-    def network(self, ops: Sequence[Op], confidence: float = 0.95) -> Predicted:
+    def network(self, ops: Sequence[Op], confidence: float = INTERVAL) -> Predicted:
         """A network's latency. Without whole networks in the table the bounds hold for the sum of the ops only."""
         ms = self.network_ms(ops)
         if self.account(ops).extrapolated:

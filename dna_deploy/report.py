@@ -81,6 +81,7 @@ def _chain(
         if errors
         else f"a plain sum: {predictor.unjudged}"
     )
+    known += f"; each bound of {picked.confidence:.0%}" if picked.confidence else ""
     links: list[tuple[str, float, float | None, float | None, str]] = [
         ("sum of its ops, each alone", alone, None, None, predictor.account(arch.ops).text),
         ("network, predicted", picked.predicted_ms, picked.low_ms, picked.high_ms, known),

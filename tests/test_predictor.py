@@ -177,8 +177,11 @@ def test_an_op_known_only_roughly_is_marked(tiny, op_ms, tmp_path):
     with appending(path) as out:
         for number, (key, ms) in enumerate(op_ms.items()):
             out.add(Published(key, ms, (0.2 if number == 2 else 0.01) * ms, 1))
-    account = LatencyPredictor(LatencyTable.load(path)).account(tiny.ops)
+    predictor = LatencyPredictor(LatencyTable.load(path))
+    account = predictor.account(tiny.ops)
     assert account.wide == (tiny.ops[2],) and "no better than within 10%" in account.text
+    found, ms = predictor.network([tiny.ops[2]]), op_ms[tiny.ops[2].key]
+    assert (found.low_ms, found.high_ms) == pytest.approx(((1 - 1.96 * 0.2) * ms, (1 + 1.96 * 0.2) * ms), rel=1e-3)  # 95 %
 
 
 def test_a_classifier_with_fewer_classes_is_bounded_and_said_to_be_estimated():
