@@ -72,6 +72,9 @@ class HostProfiler:
         sizes = {value.name: value.shape[0] for value in session.get_inputs()}
         steps = {name: size if isinstance(size, int) else device.batch for name, size in sizes.items()}
         given = {name: np.asarray(inputs[name]) for name in sizes}
+        for name, array in given.items():
+            if len(array) % steps[name]:
+                raise ModelRejected(f"{model.key}: {len(array)} of input {name!r}; expected batches of {steps[name]}")
         count = max(len(array) // steps[name] for name, array in given.items())
         with _pinned(device.cores):
             parts = [
@@ -111,7 +114,7 @@ def _require(device: Device) -> None:
     if asked != ("onnxruntime", "cpu", "fp32"):
         raise DeviceUnavailable(f"device {device.name}: {' '.join(asked)} cannot be measured here; expected onnxruntime cpu fp32")
     with _pinned(device.cores):  # cores that are not there are refused before a session begins
-        pass
+        device.require_cores(len(_core_list(device.cores)) if device.cores is not None else None)
 
 
 def _session(device: Device, model: Model) -> Any:
@@ -226,6 +229,7 @@ def _processor() -> str:
 
 
 def _onnxruntime() -> Any:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else importing it leaves an identifier in the user's home
     try:
         import onnxruntime
     except ImportError:
