@@ -39,7 +39,7 @@ class Budget:
 
     @property
     def device(self) -> str:
-        return self.predictor.table.header.target
+        return self.predictor.table.name
 
     def held_ms(self, measured: Measurement) -> float:
         """What of a measurement has to keep the budget: its upper bound of the confidence asked for."""

@@ -95,7 +95,7 @@ class Account:
     extrapolated: tuple[Op, ...]  # of these, outside what was measured: nothing says how far off they may be
     unknown: tuple[Op, ...]  # outside what was measured, or too little was: refused
     known: int  # ops of the device the regressor learned from
-    sources: tuple[str, ...]  # other devices whose tables helped it
+    sources: tuple[str, ...]  # other tables that helped it
 
     @property
     def text(self) -> str:
@@ -205,7 +205,7 @@ class LatencyPredictor:
         predicted = [op for op in wanted if op not in bounded and op in self.transferred]
         guessed = [op for op in predicted if self.transferred[op].extrapolated]
         unknown = [op for op in wanted if op not in self._known and op not in bounded and op not in predicted]
-        sources = tuple(source.header.target for source in self.sources) if predicted else ()
+        sources = tuple(source.name for source in self.sources) if predicted else ()
         wide = tuple(op for op in known if self._known[op].halfwidth > WIDE)
         return Account(
             len(known), wide, tuple(bounded), tuple(predicted), tuple(guessed), tuple(unknown), len(self._known), sources

@@ -102,7 +102,7 @@ class PredictedRow:
     low_ms: float
     high_ms: float
     measured: int  # ops of this device it was predicted from
-    sources: list[str]  # targets whose tables helped
+    sources: list[str]  # other tables that helped
 
 
 AnyRow = Session | End | VisitRow | Row | Published | PredictedRow

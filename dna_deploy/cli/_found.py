@@ -134,7 +134,7 @@ def _two(value: float | None) -> str:
 def _account(predictor: LatencyPredictor, architecture: Architecture) -> None:
     table = predictor.table
     account = predictor.account(architecture.ops)
-    say(f"{table.header.target}: {account.text}")
+    say(f"{table.name}: {account.text}")
     if table.published:
         say(f"the table is published ({table.header.source}): a sum of isolated layers, no whole network was measured")
     elif predictor.unjudged:
