@@ -277,7 +277,6 @@ def test_an_export_that_is_not_the_network_is_exit_1(place):
             "profile",
             ["--threads", "2", "--cores", "0", "--space", TINY, "--image-size", "32"],
             2,
-            "take turns on the 1 of --cores 0",
         ),
         ("profile", ["--threads", "2", "--space", TINY, "--image-size", "32"], 2, "measured with threads = 1, now it is 2"),
         ("export", ["--format", "nope"], 2, "none of the exporters"),
