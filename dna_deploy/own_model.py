@@ -1,6 +1,6 @@
 """A user's own ONNX file: its latency predicted from a table, and measured on the device beside it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +63,8 @@ def judge(
     predictor = open_predictor(table, layers.ops, extrapolate, image_size=layers.image_size)
     account = predictor.account(layers.ops)
     known = not layers.others and not account.unknown and bool(layers.ops)
+    if known and not predictor.reaches(layers.ops):
+        predictor = replace(predictor, corrected=False)
     predicted = predictor.network(layers.ops, (1 + confidence) / 2) if known else None  # an interval: two bounds
     found = None
     if device_of(predictor.table) is not None:

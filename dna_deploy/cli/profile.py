@@ -193,7 +193,7 @@ def _model(
         corrected = (
             f"corrected by {found.networks} whole networks"
             if found.networks
-            else "a plain sum of layers, corrected by no whole networks of that size: the interval is that of the sum"
+            else "a plain sum of layers, there are no whole networks like it to correct it: the interval is that of the sum"
         )
         say(f"{found.account.text}; {corrected}")
     if changed := remark(found.speed):
