@@ -273,11 +273,6 @@ def test_an_export_that_is_not_the_network_is_exit_1(place):
         ("profile", ["--confidence", "0.9", "--space", TINY], 2, "it is for --model"),
         ("profile", ["--model", "any.onnx", "--threads", "2", "--space", TINY], 2, "was, with threads = 1"),
         ("profile", ["--space", "auto"], 2, "--space derived:tf_efficientnet_lite0"),
-        (
-            "profile",
-            ["--threads", "2", "--cores", "0", "--space", TINY, "--image-size", "32"],
-            2,
-        ),
         ("profile", ["--threads", "2", "--space", TINY, "--image-size", "32"], 2, "measured with threads = 1, now it is 2"),
         ("export", ["--format", "nope"], 2, "none of the exporters"),
         ("export", ["--run", "nope"], 2, "there are: "),
