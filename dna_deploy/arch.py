@@ -63,13 +63,13 @@ class Architecture:
         return "): " in key
 
     @staticmethod
-    def known(key: str) -> "Architecture | None":
-        """What a table's key stands for; None where its space is not known here (one of the user's own is, once its file was
-        named), or no longer has such a network."""
+    def is_known(key: str) -> bool:
+        """Whether a network's key is of a space known here (one of the user's own is, once its file was named) that still has
+        such a network."""
         try:
-            return Architecture.parse(key) if knows("spaces", key.partition("(")[0]) else None
+            return knows("spaces", key.partition("(")[0]) and bool(Architecture.parse(key))
         except DnaError:
-            return None
+            return False
 
     @staticmethod
     def parse(key: str) -> "Architecture":

@@ -127,8 +127,8 @@ def _references(table: LatencyTable, about_ms: float) -> list[str]:
 
 
 def buildable(key: str) -> bool:
-    """Whether `ops_of` knows a row's ops: always of an op, of a network where its space is known here."""
-    return not Architecture.is_key(key) or Architecture.known(key) is not None
+    """Whether `ops_of` knows a row's ops: always of an op, of a network where its space is known here and still has it."""
+    return not Architecture.is_key(key) or Architecture.is_known(key)
 
 
 def ops_of(key: str) -> tuple[Op, ...]:

@@ -237,13 +237,13 @@ class LatencyPredictor:
     @cached_property
     def _parsed(self) -> list[Architecture]:
         """The whole networks asked for, as far as their space is known here and still has them."""
-        found = [arch for key in self._keys if (arch := Architecture.known(key)) is not None]
+        found = [Architecture.parse(key) for key in self._keys if Architecture.is_known(key)]
         return [arch for arch in found if self.image_size in (None, arch.space.image_size)]
 
     @property
     def stale(self) -> int:
         """Networks in the table that the space, edited since, no longer has."""
-        return sum(Architecture.known(key) is None for key in self._keys) if self.space else 0
+        return sum(not Architecture.is_known(key) for key in self._keys) if self.space else 0
 
     @cached_property
     def _keys(self) -> list[str]:

@@ -33,14 +33,6 @@ class Device:
         if self.batch != 1:
             raise UnknownDevice(f"device {self.name}: batch = {self.batch}; every latency is that of one image: leave it out")
 
-    def require_cores(self, pinned: int | None) -> None:
-        """Refuse more threads than cores they are pinned to: they would wait for each other."""
-        if pinned is not None and self.threads > pinned:
-            raise UnknownDevice(
-                f"device {self.name}: {self.threads} threads would take turns on the {pinned} of --cores {self.cores}; give as "
-                "many cores, or fewer --threads"
-            )
-
     def refuse(self, *settings: str) -> None:
         """Settings that change nothing on this kind of device: what was measured would bear the name of what was asked."""
         for field in dataclasses.fields(self):

@@ -115,7 +115,7 @@ def test_a_process_pinned_from_outside_is_no_free_one(monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="pinning needs Linux")
 def test_more_threads_than_cores_are_refused():
     core = str(min(os.sched_getaffinity(0)))
-    with pytest.raises(UnknownDevice, match=f"2 threads would take turns on the 1 of --cores {core}; give as many cores"):
+    with pytest.raises(UnknownDevice, match=rf"2 threads on 1 core \({core}\) would wait .* give --threads 1"):
         HOST.environment(Device("cpu", "host", threads=2, cores=core))
 
 
