@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dna_deploy.errors import RequestError
+from dna_deploy.errors import DnaError, RequestError
 from dna_deploy.files import read_json, write_json
 from dna_deploy.ops import Op
 from dna_deploy.plugins import find, knows
@@ -64,8 +64,12 @@ class Architecture:
 
     @staticmethod
     def is_known(key: str) -> bool:
-        """Whether a network's key is of a space known here: one of the user's own is, once its file was named."""
-        return knows("spaces", key.partition("(")[0])
+        """Whether a network's key is of a space known here (one of the user's own is, once its file was named) that still has
+        such a network."""
+        try:
+            return knows("spaces", key.partition("(")[0]) and bool(Architecture.parse(key))
+        except DnaError:
+            return False
 
     @staticmethod
     def parse(key: str) -> "Architecture":

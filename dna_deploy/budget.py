@@ -8,8 +8,9 @@ import numpy as np
 
 from dna_deploy.costs import sums
 from dna_deploy.limits import Limit, in_milliseconds
-from dna_deploy.predictor import LatencyPredictor, deviations, open_predictor
+from dna_deploy.predictor import TWO_SIDED, LatencyPredictor, deviations, open_predictor
 from dna_deploy.space import SearchSpace
+from profilers import Measurement
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -24,7 +25,8 @@ class Wish:
     extrapolate: bool = False  # ops outside what was measured are guessed, not refused
 
     def on(self, space: SearchSpace) -> "Budget":
-        return Budget(open_predictor(self.table, space.ops, self.extrapolate), self.ms, self.confidence)
+        predictor = open_predictor(self.table, space.ops, self.extrapolate, space=space.name, image_size=space.image_size)
+        return Budget(predictor, self.ms, self.confidence)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,13 @@ class Budget:
 
     @property
     def device(self) -> str:
-        return self.predictor.table.header.target
+        return self.predictor.table.name
+
+    def held_ms(self, measured: Measurement) -> float:
+        """What of a measurement has to keep the budget: its upper bound of the confidence asked for."""
+        if self.confidence is None:
+            return measured.latency_ms
+        return measured.latency_ms + (measured.high_ms - measured.latency_ms) * deviations(self.confidence) / TWO_SIDED
 
     def limit(self, space: SearchSpace, factor: float = 1.0) -> Limit:
         """On sums of predicted milliseconds, or of their upper bounds, multiplied with `factor`."""

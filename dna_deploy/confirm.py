@@ -61,6 +61,9 @@ def confirm(
         plain = predict(choices)
         predicted = [ms * factor for ms, factor in zip(plain, factors, strict=True)]
         taken = measure(choices, predicted)
+        if not any(taken):
+            ended = "the device is not at hand: the pick is by the predictions alone"
+            break
         fits = all(own is None or own[1] <= budget for own, budget in zip(taken, budgets_ms, strict=True))
         measured = [None if own is None else own[0] for own in taken]
         tried[choices] = Tried(name(choices), predicted, measured, fits)

@@ -22,7 +22,7 @@ from dna_deploy.limits import Problem, Wanted
 from dna_deploy.measure import device_of, measure_whole
 from dna_deploy.milp import Optimum
 from dna_deploy.pick import Front
-from dna_deploy.predictor import Predicted
+from dna_deploy.predictor import INTERVAL, Predicted
 from dna_deploy.ratings import Rating
 from dna_deploy.run import Beside, Pick, Picked, Run
 from dna_deploy.scores import block_scores
@@ -64,7 +64,7 @@ def pick(
     choices = top[0].choices
     found = architecture_at(space, choices)
     predicted = [
-        Predicted(*(factor * ms for ms in astuple(budget.predictor.network(found.ops, budget.confidence or 0.95))))
+        Predicted(*(factor * ms for ms in astuple(budget.predictor.network(found.ops, budget.confidence or INTERVAL))))
         for budget, factor in zip(budgets, factors, strict=True)
     ]
     rival = largest_within(problem)
@@ -156,8 +156,7 @@ def _confirmed(
         for budget, ms in zip(budgets, predicted, strict=True):
             taken = measure_whole(budget.predictor.table, [Model(arch.key, onnx_of(arch.ops))], ms)
             own = taken[arch.key].measurement if taken else None
-            held = own.high_ms if own and budget.confidence else own.latency_ms if own else 0.0
-            found.append((own.latency_ms, held) if own else None)
+            found.append((own.latency_ms, budget.held_ms(own)) if own else None)
         return found
 
     expected = [block_costs(space, budget.predictor) for budget in budgets]

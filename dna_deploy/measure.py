@@ -73,19 +73,24 @@ def measure_whole(
     references = _references(table, about_ms)
     asked = {model.key for model in models}  # a candidate of the search may be one of the table's networks
     beside = [Model(key, onnx_of(ops_of(key))) for key in references if key not in asked]
-    plan, stop = Plan(rounds=24, anchors=0), Stop(seconds=seconds)
-    taken: dict[str, list[Visit]] = {}
     try:
-        with bar(f"measuring on {device.name}", plan.rounds * (len(models) + len(beside))) as advance:
-            for visit in measure(find_profiler(device), device, [*models, *beside], plan, stop):
-                taken.setdefault(visit.key, []).append(visit)
-                advance(1)
+        taken = measure_on(device, [*models, *beside], seconds)
     except DeviceUnavailable as absent:  # a phone that is not attached: what was found without it stands
         say(str(absent))
         return None
-    speeds = [table.measurements[key].latency_ms / summarize(taken[key]).latency_ms for key in references]
+    speeds = [table.measurements[key].latency_ms / taken[key].latency_ms for key in references]
     speed = statistics.median(speeds) if speeds else 1.0
-    return {model.key: AtTableSpeed(scaled(summarize(taken[model.key]), speed), speed) for model in models}
+    return {model.key: AtTableSpeed(scaled(taken[model.key], speed), speed) for model in models}
+
+
+def measure_on(device: Device, models: Sequence[Model], seconds: float = 20.0) -> dict[str, Measurement]:
+    """Measure models on a device as fast as it is now, by key."""
+    plan, taken = Plan(rounds=24, anchors=0), {model.key: list[Visit]() for model in models}
+    with bar(f"measuring on {device.name}", plan.rounds * len(models)) as advance:
+        for visit in measure(find_profiler(device), device, models, plan, Stop(seconds=seconds)):
+            taken[visit.key].append(visit)
+            advance(1)
+    return {key: summarize(visits) for key, visits in taken.items()}
 
 
 def measure_runs(runs: Mapping[str, Callable[[], object]], seconds: float = 20.0) -> dict[str, Measurement]:
@@ -122,7 +127,7 @@ def _references(table: LatencyTable, about_ms: float) -> list[str]:
 
 
 def buildable(key: str) -> bool:
-    """Whether `ops_of` knows a row's ops: always of an op, of a network where its space is known here."""
+    """Whether `ops_of` knows a row's ops: always of an op, of a network where its space is known here and still has it."""
     return not Architecture.is_key(key) or Architecture.is_known(key)
 
 

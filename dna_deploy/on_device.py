@@ -1,21 +1,19 @@
 """Run the exported file on the device it is for: does it compute there what it computes here, and how long does it take?"""
 
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dna_deploy.arch import Architecture
 from dna_deploy.errors import RequestError, TableError
-from dna_deploy.measure import Latency, device_of, measure_whole
-from dna_deploy.ops import Op
+from dna_deploy.measure import Latency, device_of, measure_on, measure_whole
 from dna_deploy.original import Original
 from dna_deploy.predictor import open_predictor
 from dna_deploy.progress import say
 from dna_deploy.table import LatencyTable, tables
 from dna_deploy.verify import Limits, Link, Step, judge
-from profilers import Model, Plan, Stop, find_device, find_profiler, measure, summarize
+from profilers import Model, find_device, find_profiler
 
 Array = np.ndarray[Any, np.dtype[Any]]
 AT_ONCE_BYTES = 512 << 20  # of images copied there in one go and run by one process: 850 of 224 px
@@ -38,8 +36,9 @@ def run_on_device(
     """
     assert file.path is not None
     picked, test = original.picked, original.test
-    known = Path(picked.table) if picked is not None and picked.device == name else tables().get(name)
-    table = LatencyTable.load(known) if known else None
+    table = LatencyTable.load(Path(picked.table)) if picked is not None and Path(picked.table).is_file() else None
+    if table is None or table.header.target != name:
+        table = LatencyTable.load(tables()[name]) if name in tables() else None
     device = (device_of(table) if table else None) or find_device(name)
     profiler, model = find_profiler(device), Model("exported", file.path.read_bytes())
     models = [model, *([Model("fp32", fp32.read_bytes())] if fp32 else [])]
@@ -49,15 +48,14 @@ def run_on_device(
     at_once = max(1, AT_ONCE_BYTES // test.at([0]).nbytes)
     for start in range(0, test.count, at_once):
         pixels = test.at(range(start, min(start + at_once, test.count)))
-        there += profiler.run(replace(device, batch=1), model, {"input": pixels})
+        there += profiler.run(device, model, {"input": pixels})
     comparison = judge(here, np.concatenate(there), test.labels, 1, limits)
     link = Link(f"on {device.name}", file.name, file.precision, None, None, [], limits, [comparison])
     speed, predicted_ms = None, None
     if table is None:
-        visits = list(measure(profiler, device, models, Plan(rounds=24, anchors=0), Stop(seconds=20)))
-        taken = {model.key: summarize([visit for visit in visits if visit.key == model.key]) for model in models}
+        taken = measure_on(device, models)
     else:
-        predicted_ms = _predicted(table, original.ops)
+        predicted_ms = _predicted(table, original.architecture) if original.architecture else None
         whole = measure_whole(table, models, predicted_ms or 1e9)
         if whole is None:
             return link, None
@@ -68,8 +66,9 @@ def run_on_device(
     return link, Latency(name, predicted_ms, exported.latency_ms, low_ms, high_ms, fp32_ms, speed, environment)
 
 
-def _predicted(table: LatencyTable, ops: Sequence[Op]) -> float | None:
+def _predicted(table: LatencyTable, arch: Architecture) -> float | None:
+    space = arch.space
     try:
-        return open_predictor(table.path, ops).network_ms(ops) if ops else None
+        return open_predictor(table.path, arch.ops, space=space.name, image_size=space.image_size).network_ms(arch.ops)
     except TableError:  # of another space or image size
         return None

@@ -13,7 +13,6 @@ from dna_deploy.errors import RequestError, RunError, first_line
 from dna_deploy.exporters._exporter import Contract
 from dna_deploy.files import read_json
 from dna_deploy.networks import PACKAGED, Network, open_network
-from dna_deploy.ops import Op
 from dna_deploy.plugins import find
 from dna_deploy.progress import say
 from dna_deploy.run import Pick, Picked, TeacherReport
@@ -41,7 +40,7 @@ class Original:
     held_out: Inputs
     folder: Path  # where its exports go
     picked: Picked | None  # what was known of it before it was trained, for a network that was searched
-    ops: tuple[Op, ...] = ()  # what it is made of, for a network that was searched
+    architecture: Architecture | None = None  # of a network that was searched
     made_from: Mapping[str, str | int] = field(default_factory=dict)  # the flags of dna-export that name it
     licences: dict[str, str] = field(default_factory=dict)  # of the teacher and the data, as far as they are known
 
@@ -86,7 +85,7 @@ def from_run(pick: Pick) -> Original:
         held_out=part("held-out", parts.held_out),
         folder=pick.export,
         picked=read_json(pick.picked, Picked),
-        ops=arch.ops,
+        architecture=arch,
         made_from={"run": str(pick.folder)},
         licences={
             f"Teacher {run.asked.teacher}": licence_of(run.asked.teacher),

@@ -1,15 +1,15 @@
 """A user's own ONNX file: its latency predicted from a table, and measured on the device beside it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dna_deploy.errors import RequestError, first_line
 from dna_deploy.layers import Layers, fixed, layers_of
-from dna_deploy.measure import device_of, measure_whole
+from dna_deploy.measure import device_of, measure_on, measure_whole
 from dna_deploy.predictor import Account, Predicted, open_predictor
 from dna_deploy.table import LatencyTable
-from profilers import Device, Measurement, Model, Plan, Stop, find_profiler, measure, summarize
+from profilers import Device, Measurement, Model
 
 if TYPE_CHECKING:
     import onnx
@@ -59,12 +59,13 @@ def judge(
     layers, asked = layers_of(model), Model(file.name, model.SerializeToString())
     if table is None:
         assert device is not None
-        visits = measure(find_profiler(device), device, [asked], Plan(rounds=24, anchors=0), Stop(seconds=seconds))
-        return Judged(layers, None, None, 0, summarize(visits), None)
-    predictor = open_predictor(table, layers.ops, extrapolate)
+        return Judged(layers, None, None, 0, measure_on(device, [asked], seconds)[asked.key], None)
+    predictor = open_predictor(table, layers.ops, extrapolate, image_size=layers.image_size)
     account = predictor.account(layers.ops)
     known = not layers.others and not account.unknown and bool(layers.ops)
-    predicted = predictor.network(layers.ops, confidence) if known else None
+    if known and not predictor.reaches(layers.ops):
+        predictor = replace(predictor, corrected=False)
+    predicted = predictor.network(layers.ops, (1 + confidence) / 2) if known else None  # an interval: two bounds
     found = None
     if device_of(predictor.table) is not None:
         about_ms = predicted.ms if predicted else _middle(predictor.table)

@@ -63,8 +63,8 @@ def profile(
         if pace is not None:
             left = stop.seconds - (time.monotonic() - began)
             asked, models = models, affordable(models, pace, left, plan, stop, references(table, space.ops))
-            which = f"{_counted(models)} of {_counted(asked)}, those that say most about the rest"
-            say(f"not everything fits {stop.seconds:.0f} s: now {which}; the same command goes on from there")
+            now = f"now {_counted(models)}, those that say most about the rest"
+            say(f"{_counted(asked)} do not fit {stop.seconds:.0f} s: {now}; the same command goes on from there")
             _, ended = _session(out, profiler, device, models, plan, dataclasses.replace(stop, seconds=left), scout=False)
         out.compact(predicted_rows(_predictor(path, space)))
     return _profile(path, space, len(models), ended)
@@ -73,7 +73,8 @@ def profile(
 def _predictor(path: Path, space: SearchSpace) -> LatencyPredictor:
     """The predictor for the space and for whatever the table held predictions of before."""
     before = [parse(key) for key in LatencyTable.load(path).predicted]
-    return open_predictor(path, tuple(dict.fromkeys([*space.ops, *before])))
+    ops = tuple(dict.fromkeys([*space.ops, *before]))
+    return open_predictor(path, ops, space=space.name, image_size=space.image_size)
 
 
 def _profile(path: Path, space: SearchSpace, measured: int, ended: str) -> Profile:
@@ -83,7 +84,7 @@ def _profile(path: Path, space: SearchSpace, measured: int, ended: str) -> Profi
 
 def predicted_rows(predictor: LatencyPredictor) -> list[PredictedRow]:
     """A row for each op that was asked for and not measured, where the regressor can tell."""
-    sources = [source.header.target for source in predictor.sources]
+    sources = [source.name for source in predictor.sources]
     rows = []
     for op, found in predictor.transferred.items():
         low, high = (found.ms * math.exp(sign * 1.96 * found.sd_ms / found.ms) for sign in (-1, 1))

@@ -36,11 +36,12 @@ def page(pick: Pick) -> str:
     arch, picked = Architecture.load(pick.architecture), read_json(pick.picked, Picked)
     student = read_json(pick.student, Student) if pick.student.exists() else None
     exports = list(_exports(pick)) if student else []
-    predictor = open_predictor(Path(picked.table), arch.ops, extrapolate=True)
+    space = arch.space
+    predictor = open_predictor(Path(picked.table), arch.ops, True, space=space.name, image_size=space.image_size)
     asked = pick.run.asked
     parts = [
         f"<h1>{escape(arch.text)}</h1>",
-        f"<p>{escape(arch.space.name)} at {arch.space.image_size} px, {arch.macs / 1e6:.1f} M multiply-adds, "
+        f"<p>{escape(space.name)} at {space.image_size} px, {arch.macs / 1e6:.1f} M multiply-adds, "
         f"{arch.params / 1e6:.2f} M parameters; found under {escape(asked.teacher)} on {escape(asked.data)} "
         f"for {_budgets(picked)}</p>",
         _chain(arch, picked, predictor, student, exports),
@@ -75,7 +76,12 @@ def _chain(
     """Sum of ops, predicted, measured, exported: each with its interval and its distance from the prediction."""
     alone = sum(predictor.op_ms(op) for op in arch.ops)
     errors = predictor.errors()
-    known = f"corrected by {errors[0].n} whole networks, {errors[0].mape:.1%} off on those left out" if errors else "a plain sum"
+    known = (
+        f"corrected by {errors[0].n} whole networks, {errors[0].mape:.1%} off on those left out"
+        if errors
+        else f"a plain sum: {predictor.unjudged}"
+    )
+    known += f"; each bound of {picked.confidence:.0%}" if picked.confidence else ""
     links: list[tuple[str, float, float | None, float | None, str]] = [
         ("sum of its ops, each alone", alone, None, None, predictor.account(arch.ops).text),
         ("network, predicted", picked.predicted_ms, picked.low_ms, picked.high_ms, known),

@@ -82,7 +82,7 @@ class Picked:
     params: int
     macs_rival: str | None  # what choosing by multiply-adds alone would have given: the largest network that fits
     confidence: float | None = None  # the budget was held to the upper bound of this confidence; None: to the expected latency
-    low_ms: float | None = None  # bounds of the prediction, each of that confidence, or of 0.95
+    low_ms: float | None = None  # bounds of the prediction, each of that confidence; without one, 95 % lie between them
     high_ms: float | None = None
     others: list[Beside] = field(default_factory=list)
     tried: list[Tried] = field(default_factory=list)  # candidates measured before this one was picked

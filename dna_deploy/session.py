@@ -1,5 +1,6 @@
 """Sessions of ONNX Runtime on this machine, opened in one way; and whether a file survives being opened at all."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -45,6 +46,7 @@ def open_session(
 
 
 def require_onnxruntime() -> Any:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else importing it leaves an identifier in the user's home
     try:
         import onnxruntime
     except ImportError:

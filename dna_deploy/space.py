@@ -6,15 +6,19 @@ shape wherever it is timed, trained, rated or built, and a network is a chain of
 """
 
 import dataclasses
+import inspect
 import itertools
 import math
 import operator
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import Path
 
 from dna_deploy.errors import RequestError
 from dna_deploy.ops import Op
+from dna_deploy.plugins import blamed
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,13 @@ class Space:
             raise RequestError(f"--image-size {image_size}: space {self.name} needs at least {self.smallest_image} pixels a side")
         if num_classes < 2:
             raise RequestError(f"a classifier needs at least 2 classes, the data has {num_classes}")
-        return SearchSpace(self.name, image_size, num_classes, self.lay_out(image_size, num_classes))
+        return _laid_out(self, image_size, num_classes)
+
+
+@lru_cache(maxsize=64)
+def _laid_out(space: Space, image_size: int, num_classes: int) -> SearchSpace:
+    with blamed(Path(inspect.getfile(sys.modules[space.lay_out.__module__]))):
+        return SearchSpace(space.name, image_size, num_classes, space.lay_out(image_size, num_classes))
 
 
 def _told_apart(choices: Sequence[Op]) -> tuple[str, ...]:

@@ -102,7 +102,7 @@ class PredictedRow:
     low_ms: float
     high_ms: float
     measured: int  # ops of this device it was predicted from
-    sources: list[str]  # targets whose tables helped
+    sources: list[str]  # other tables that helped
 
 
 AnyRow = Session | End | VisitRow | Row | Published | PredictedRow
@@ -120,6 +120,11 @@ class LatencyTable:
     drift: Mapping[int, float] = field(default_factory=dict, repr=False)
     predicted: Mapping[str, PredictedRow] = field(default_factory=dict, repr=False)
     ends: tuple[End, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What it is called everywhere; two tables may be of one device."""
+        return self.path.stem
 
     @property
     def published(self) -> bool:

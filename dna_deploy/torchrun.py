@@ -2,4 +2,4 @@
 
 import os
 
-WORLD, RANK = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+WORLD, RANK = int(os.environ.get("WORLD_SIZE") or 1), int(os.environ.get("RANK") or 0)  # schedulers leave them set to nothing

@@ -21,15 +21,17 @@ class Device:
     runtime: str = "onnxruntime"
     provider: str = "cpu"
     precision: str = "fp32"
-    batch: int = 1
+    batch: int = 1  # kept in every table; the only one there is
     threads: int = 1
     cores: str | None = None  # "0", "0-3", or a cluster name where the kind has clusters; None leaves it to the system
     address: str | None = None  # serial, host or index where the kind has several devices
     mode: str | None = None  # "fixed" asks an Android phone for clocks it can hold; "enqueue" a GPU to run without CUDA graphs
 
     def __post_init__(self) -> None:
-        if self.threads < 1 or self.batch < 1:
-            raise UnknownDevice(f"device {self.name}: threads and batch must be at least 1")
+        if self.threads < 1:
+            raise UnknownDevice(f"device {self.name}: threads = {self.threads}; expected at least 1")
+        if self.batch != 1:
+            raise UnknownDevice(f"device {self.name}: batch = {self.batch}; every latency is that of one image: leave it out")
 
     def refuse(self, *settings: str) -> None:
         """Settings that change nothing on this kind of device: what was measured would bear the name of what was asked."""
@@ -65,6 +67,8 @@ def _read(path: Path) -> dict[str, Device]:
         import tomli as tomllib
     try:
         entries: Mapping[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UnknownDevice(f"{path}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UnknownDevice(f"{path}: not TOML ({error})") from None
     known = {field.name: field for field in dataclasses.fields(Device)}

@@ -72,6 +72,9 @@ class HostProfiler:
         sizes = {value.name: value.shape[0] for value in session.get_inputs()}
         steps = {name: size if isinstance(size, int) else device.batch for name, size in sizes.items()}
         given = {name: np.asarray(inputs[name]) for name in sizes}
+        for name, array in given.items():
+            if len(array) % steps[name]:
+                raise ModelRejected(f"{model.key}: {len(array)} of input {name!r}; expected batches of {steps[name]}")
         count = max(len(array) // steps[name] for name, array in given.items())
         with _pinned(device.cores):
             parts = [
@@ -112,6 +115,11 @@ def _require(device: Device) -> None:
         raise DeviceUnavailable(f"device {device.name}: {' '.join(asked)} cannot be measured here; expected onnxruntime cpu fp32")
     with _pinned(device.cores):  # cores that are not there are refused before a session begins
         pass
+    if device.cores is not None and device.threads > (count := len(_core_list(device.cores))):
+        raise UnknownDevice(
+            f"device {device.name}: {device.threads} threads on {count} core{'s' if count > 1 else ''} ({device.cores}) would "
+            f"wait for each other; give --threads {count}, or as many --cores"
+        )
 
 
 def _session(device: Device, model: Model) -> Any:
@@ -226,6 +234,7 @@ def _processor() -> str:
 
 
 def _onnxruntime() -> Any:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else importing it leaves an identifier in the user's home
     try:
         import onnxruntime
     except ImportError:

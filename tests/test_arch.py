@@ -19,7 +19,9 @@ def test_file_and_key_read_back(arch, tmp_path):
     arch.save(tmp_path / "a.json")
     assert Architecture.load(tmp_path / "a.json") == arch
     assert Architecture.is_key(arch.key) and not Architecture.is_key(arch.ops[0].key)
-    assert Architecture.parse(arch.key) == arch
+    assert Architecture.parse(arch.key) == arch and Architecture.is_known(arch.key)
+    for other in ("elsewhere(64, 5): d1: k3e3", f"{arch.key} | d1: k3e3", "mobile(64, 5): d1: k9e9", "own.py(64, 5): d1: k3e3"):
+        assert not Architecture.is_known(other)
 
 
 def test_the_module_has_the_parameters_that_are_claimed(arch):

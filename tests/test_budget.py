@@ -14,6 +14,7 @@ from dna_deploy.found import architecture_at
 from dna_deploy.limits import Wanted
 from dna_deploy.predictor import LatencyPredictor
 from dna_deploy.table import Header, LatencyTable, Published, appending, create
+from profilers import Measurement
 
 
 @pytest.fixture
@@ -74,6 +75,12 @@ def test_the_bound_holds_as_often_as_it_says(tiny, tmp_path):
         found = LatencyPredictor(LatencyTable.load(path))
         held += [true_ms[arch.key] <= found.network(arch.ops, 0.95).high_ms for arch in everything[10:]]
     assert 0.9 <= np.mean(held) <= 1.0
+
+
+def test_a_measurement_is_held_to_its_bound_of_the_confidence_asked_for(predictor):
+    taken = Measurement(2.0, 1.9, 2.196, 2.0, 2.1, 100, 24)  # a standard deviation of 0.1 ms
+    for confidence, held_ms in ((None, 2.0), (0.5, 2.0), (0.8413, 2.1), (0.975, 2.196), (0.9987, 2.301)):
+        assert Budget(predictor, 2.0, confidence).held_ms(taken) == pytest.approx(held_ms, abs=1e-3)
 
 
 def test_without_whole_networks_there_is_no_bound_to_hold(tiny, predictor, tmp_path):

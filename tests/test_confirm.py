@@ -15,7 +15,7 @@ def run(true_ms, budget_ms, count, spread=1.0):
         return (max(fitting),) if fitting else None
 
     def measure(choices, predicted_ms):
-        return [(true_ms[choices[0]], spread * true_ms[choices[0]])]
+        return [(true_ms[choices[0]], spread * true_ms[choices[0]]) if true_ms else None]
 
     return confirm(
         count,
@@ -55,6 +55,11 @@ def test_a_network_measured_over_the_budget_is_never_handed_out():
 def test_the_list_ends_where_it_was_told_to():
     done = run([0.7, 1.9, 2.5, 3.0, 9.0], 4.5, 1)
     assert len(done.tried) == 1 and "all 1 candidates" in done.ended and done.choices == (3,)
+
+
+def test_a_device_that_is_not_at_hand_leaves_the_prediction():
+    done = run(None, 4.5, 8)
+    assert done.choices == (3,) and done.tried == [] and "not at hand" in done.ended and done.factors == [1.0]
 
 
 def test_nothing_fits_by_what_was_measured():

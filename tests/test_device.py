@@ -26,6 +26,7 @@ def test_users_devices_add_to_and_override_the_shipped(workdir):
         ('[board]\nkind = "host"\nthread = 4\n', "unknown setting 'thread'"),
         ('[board]\nkind = "host"\nthreads = "four"\n', "expected int"),
         ('[board]\nkind = "host"\nthreads = 0\n', "at least 1"),
+        ('[board]\nkind = "host"\nbatch = 8\n', "device board: batch = 8; every latency is that of one image"),
         ("[board\n", "not TOML"),
     ],
 )
@@ -34,6 +35,12 @@ def test_a_wrong_registry_is_answered_in_one_line(workdir, text, says):
     with pytest.raises(UnknownDevice, match=says) as caught:
         registry()
     assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_a_registry_that_cannot_be_read_is_answered_in_one_line(workdir):
+    (workdir / "devices.toml").symlink_to("/proc/self/mem")  # nobody may read it from its beginning, root neither
+    with pytest.raises(UnknownDevice, match=r"devices\.toml: cannot be read \("):
+        registry()
 
 
 def test_unknown_names_say_what_there_is(workdir):

@@ -1,6 +1,8 @@
 """The host profiler runs real models through ONNX Runtime."""
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from dna_deploy.graph import onnx_of
 from dna_deploy.ops.conv import Conv
 from profilers import Device, DeviceUnavailable, Model, ModelRejected, Plan, UnknownDevice, find_profiler, host, summarize
+from tests.phone import models
 
 CPU = Device("cpu", "host")
 HOST = find_profiler(CPU)
@@ -45,6 +48,17 @@ def test_run_computes_the_model():
     expected = np.maximum(np.einsum("oc,nchw->nohw", weights["w1"][:, :, 0, 0], x) + weights["w2"].reshape(1, -1, 1, 1), 0)
     (output,) = HOST.run(CPU, model, {"input": x})
     np.testing.assert_allclose(output, expected, atol=1e-5)
+    with pytest.raises(ModelRejected, match=r"3 of input 'x'; expected batches of 2"):
+        HOST.run(CPU, models.conv(3, size=5, batch=2), {"x": np.zeros((3, 3, 5, 5), np.float32)})
+
+
+def test_nothing_is_left_in_the_users_home(tmp_path):
+    program = (
+        "from profilers import find_device, find_profiler as p; d = find_device('cpu'); print(p(d).environment(d)['runtime'])"
+    )
+    told = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
+    subprocess.run([sys.executable, "-c", program], env={**told, "HOME": str(tmp_path)}, check=True, capture_output=True)
+    assert not list(tmp_path.rglob("*"))
 
 
 def test_a_broken_model_is_named():
@@ -96,6 +110,13 @@ def test_a_process_pinned_from_outside_is_no_free_one(monkeypatch):
             assert HOST.environment(Device("cpu", "host", cores=str(core)))["cores"] == str(core)
     finally:
         os.sched_setaffinity(0, usable)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="pinning needs Linux")
+def test_more_threads_than_cores_are_refused():
+    core = str(min(os.sched_getaffinity(0)))
+    with pytest.raises(UnknownDevice, match=rf"2 threads on 1 core \({core}\) would wait .* give --threads 1"):
+        HOST.environment(Device("cpu", "host", threads=2, cores=core))
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="pinning needs Linux")

@@ -27,7 +27,7 @@ def run(tiny, workdir):
     path.write_bytes(onnx_of(arch.ops))
     test = inputs_of(Images(open_source("digits", None), range(40), 32), HALF, "40 images")
     contract = Contract(32, HALF.mean, HALF.std, tuple("0123456789"))
-    original = Original("net", arch.module(), contract, test, test, workdir, None, arch.ops)
+    original = Original("net", arch.module(), contract, test, test, workdir, None, arch)
 
     def start(change=lambda logits: logits, fp32=None):
         file = Step("onnx", "fp32", load(path), path)

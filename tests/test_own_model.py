@@ -1,12 +1,17 @@
 """A user's own ONNX file: opened from anywhere, with the weights beside it, and what is none answered in one line."""
 
+import random
+
 import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from dna_deploy.arch import sample
 from dna_deploy.errors import RequestError
+from dna_deploy.graph import onnx_of
 from dna_deploy.own_model import judge
+from dna_deploy.table import Header, Published, appending, create
 from profilers import find_device
 
 
@@ -32,6 +37,27 @@ def judged(file):
 def test_weights_beside_the_file_are_found_from_any_folder(beside):
     found = judged(beside)
     assert found.measured.latency_ms > 0 and found.layers.others == ("1 Conv",)  # not padded: none of our ops
+
+
+def test_networks_that_are_much_larger_do_not_correct_it(tiny, workdir):
+    """They take 0.3 ms less than their ops alone, of which the smallest takes 0.1 ms."""
+    op_ms = {op.key: 0.1 * number for number, op in enumerate(tiny.ops, 1)}
+    networks = {arch.key: arch for arch in (sample(tiny, random.Random(seed)) for seed in range(40))}
+    create(workdir / "board.jsonl", Header("board", "", {"name": "board"}, {}))
+    with appending(workdir / "board.jsonl") as out:
+        for key, ms in op_ms.items():
+            out.add(Published(key, ms, 0.001, 1))
+        for key, arch in networks.items():
+            out.add(Published(key, sum(op_ms[op.key] for op in arch.ops) - 0.3, 0.001, 1))
+    arch = next(iter(networks.values()))
+    for ops, expected_ms, count in (
+        (arch.ops, sum(op_ms[op.key] for op in arch.ops) - 0.3, len(networks)),
+        (tiny.ops[:1], 0.1, 0),
+    ):
+        (workdir / "m.onnx").write_bytes(onnx_of(ops))
+        found = judge(workdir / "m.onnx", 32, workdir / "board.jsonl", None, 1, 0.9)
+        assert found.predicted.ms == pytest.approx(expected_ms) and found.networks == count
+        assert found.predicted.low_ms <= found.predicted.ms <= found.predicted.high_ms and found.measured is None
 
 
 def test_what_is_no_model_is_answered_in_one_line(beside):

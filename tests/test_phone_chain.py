@@ -99,7 +99,7 @@ def test_the_chain_on_a_phone(phone, pixel, tiny, workdir: Path) -> None:  # typ
             preprocessing = Preprocessing((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
             test = inputs_of(Images(open_source("digits", None), range(many), 32), preprocessing, "images")
             contract = Contract(32, preprocessing.mean, preprocessing.std, tuple("0123456789"))
-            original = Original("net", arch.module(), contract, test, test, workdir, picked, arch.ops)
+            original = Original("net", arch.module(), contract, test, test, workdir, picked, arch)
             step = Step("onnx", "fp32", load(file), file)
             here = step.run(test.at(range(many)))
             before = opened[0].link.calls

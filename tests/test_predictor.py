@@ -51,6 +51,31 @@ def test_the_correction_recovers_overhead_scale_and_the_cost_of_weights(tiny, op
     assert by_macs.mape > 0.001
 
 
+def test_only_networks_of_the_space_and_size_asked_for_correct_and_judge(tiny_path, tmp_path):
+    """Exact at 32 px, far off at 16 px, and too few at 24 px."""
+    spaces = {size: find("spaces", tiny_path).at(size, 10) for size in (32, 16, 24)}
+    op_ms = {op.key: 0.1 + 1e-7 * op.macs for space in spaces.values() for op in space.ops}
+    networks, rng = {}, random.Random(0)
+    for size, count, noise in ((32, 12, 0.0), (16, 12, 0.2), (24, 7, 0.0)):
+        drawn = dict.fromkeys(sample(spaces[size], random.Random(seed)) for seed in range(60))
+        for arch in list(drawn)[:count]:
+            networks[arch.key] = 0.9 * sum(op_ms[op.key] for op in arch.ops) * rng.uniform(1 - noise, 1 + noise)
+    networks["tiny(32, 10): only: conv3 ds3 | d3: k9e9 | d1: k3e1 | only: conv1 fc"] = 1.0  # before the space was edited
+    _table(tmp_path / "t.jsonl", op_ms | networks)
+    exact, noisy, few = (
+        open_predictor(tmp_path / "t.jsonl", space.ops, space="tiny", image_size=size) for size, space in spaces.items()
+    )
+    assert exact.correction.networks == noisy.correction.networks == 12 and exact.stale == 1 and noisy.stale == 0
+    assert exact.errors()[0].mape < 1e-9 and exact.margin(0.95) < 1e-9
+    assert noisy.errors()[0].mape > 0.05 and noisy.margin(0.95) > 0.1
+    ops = sample(spaces[24], random.Random(0)).ops
+    assert few.errors() is None and few.network_ms(ops) == pytest.approx(sum(map(few.op_ms, ops)))
+    with pytest.raises(
+        TableError, match=r"7 whole networks of tiny at 24 px measured, 8 are needed .* --space tiny --image-size 24"
+    ):
+        few.margin(0.95)
+
+
 def test_an_unknown_op_is_refused_never_free(tiny, op_ms, tmp_path):
     missing = tiny.ops[3]
     predictor = _table(tmp_path / "t.jsonl", {key: ms for key, ms in op_ms.items() if key != missing.key})
@@ -143,7 +168,7 @@ def test_a_table_of_another_device_with_the_same_ops_helps(mobile, workdir):
     alone, _ = error()
     _table(workdir / "latency_tables" / "fast.jsonl", odd)
     helped, account = error()
-    assert helped < 0.05 < 0.1 < alone and "board" in account.sources and "the tables of " in account.text
+    assert helped < 0.05 < 0.1 < alone and account.sources == ("fast",) and "the tables of fast" in account.text
 
 
 def test_an_op_known_only_roughly_is_marked(tiny, op_ms, tmp_path):
@@ -152,8 +177,11 @@ def test_an_op_known_only_roughly_is_marked(tiny, op_ms, tmp_path):
     with appending(path) as out:
         for number, (key, ms) in enumerate(op_ms.items()):
             out.add(Published(key, ms, (0.2 if number == 2 else 0.01) * ms, 1))
-    account = LatencyPredictor(LatencyTable.load(path)).account(tiny.ops)
+    predictor = LatencyPredictor(LatencyTable.load(path))
+    account = predictor.account(tiny.ops)
     assert account.wide == (tiny.ops[2],) and "no better than within 10%" in account.text
+    found, ms = predictor.network([tiny.ops[2]]), op_ms[tiny.ops[2].key]
+    assert (found.low_ms, found.high_ms) == pytest.approx(((1 - 1.96 * 0.2) * ms, (1 + 1.96 * 0.2) * ms), rel=1e-3)  # 95 %
 
 
 def test_a_classifier_with_fewer_classes_is_bounded_and_said_to_be_estimated():

@@ -190,7 +190,7 @@ def test_networks_that_do_not_fit_are_measured_the_next_time(workdir, simulate, 
         table = profile(DEVICE, tiny, path, validate=12, plan=plan, stop=Stop(seconds=1, halfwidth=1e-9)).table
         found.append(sum(Architecture.is_key(key) and value.rounds >= 8 for key, value in table.measurements.items()))
     assert 5 <= found[0] <= 7 and found[1] == 12  # 85 visits are left behind the first round: 8 rounds of 7, and 3 anchors
-    assert f"now {found[0]} whole networks of 12 whole networks" in capsys.readouterr().err
+    assert f"12 whole networks do not fit 1 s: now {found[0]} whole networks" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("cool", [8, 12, 14])

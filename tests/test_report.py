@@ -99,6 +99,6 @@ def test_every_link_of_the_chain_is_on_it(found):
 def test_it_goes_along_with_what_is_there(found):
     picked = read_json(found.pick.picked, Picked)
     write_json(found.pick.picked, replace(picked, confidence=0.95, also=["--macs 300M"]))
-    assert "--macs 300M, with confidence 0.95" in read(page(found.pick))
+    assert "--macs 300M, with confidence 0.95" in read(page(found.pick)) and "each bound of 95%" in read(page(found.pick))
     found.pick.front.with_suffix(".png").unlink()
     assert "<img" not in page(found.pick)

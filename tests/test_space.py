@@ -111,3 +111,13 @@ def test_a_space_outside_the_package_is_found_by_path(tiny_path, tmp_path):
         find("spaces", str(empty))
     with pytest.raises(RequestError, match="mobile"):
         find("spaces", "nope")
+    broken = tmp_path / "broken.py"
+    lines = [
+        "from dna_deploy.space import Space",
+        "def lay_out(*_):",
+        "    return ((1, 2) (3, 4))",
+        "SPACE = Space('b', 16, lay_out)",
+    ]
+    broken.write_text("\n".join(lines))
+    with pytest.warns(SyntaxWarning), pytest.raises(RequestError, match=r"broken\.py, line 3: TypeError: 'tuple' object"):
+        find("spaces", str(broken)).at(32, 10)

@@ -138,3 +138,8 @@ def test_a_batch_too_small_for_its_parts_is_refused():
     with pytest.raises(RequestError, match=r"of 7 images in 2 parts for each of 2 processes: expected two .* a larger --batch"):
         Machine(CPU.device, world=2).require_shares(7, 2, "--batch")
     CPU.require_shares(6, 3, "--batch")
+
+
+def test_variables_that_are_set_to_nothing_are_one_process():
+    program = "from dna_deploy.torchrun import RANK, WORLD; assert (RANK, WORLD) == (0, 1)"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env={**os.environ, "RANK": "", "WORLD_SIZE": ""}, check=True)

@@ -19,12 +19,13 @@ def picked_answer(found: Found, confidence: float | None) -> dict[str, Any]:
     """Tell which network was picked, by what, and against which others; returns it for programs."""
     picked = found.picked
     say(f"{found.architecture.text}")
-    if picked.tried:
+    if picked.tried_ended:
         _tried(picked)
     sure = f"its {confidence:.0%} upper bound is within the budget" if confidence else "expected; --confidence 0.95 holds a bound"
     answers: list[Picked | Beside] = [picked, *picked.others]
     for one in answers:
-        bounds = f"{one.low_ms:.3g} to {one.high_ms:.3g} ms" if one.high_ms else "no interval known"
+        each = f", each with {confidence:.0%}" if confidence else ""
+        bounds = f"{one.low_ms:.3g} to {one.high_ms:.3g} ms{each}" if one.high_ms else "no interval known"
         say(f"predicted {one.predicted_ms:.3g} ms ({bounds}) on {one.device}, budget {one.budget_ms:g} ms: {sure}")
     say(f"the Pareto front has {len(found.front.costs)} networks: {found.pick.front}")
     for number, other in enumerate(found.top[1:], 2):
@@ -105,7 +106,8 @@ def _tried(picked: Picked) -> None:
             row += [f"{predicted:.3g} ms"]
             row += ["not at hand", ""] if measured is None else [f"{measured:.3g} ms", f"{measured / predicted - 1:+.1%}"]
         rows.append([*row, "fits" if tried.fits else "too slow"])
-    show("candidates", [*columns, ""], rows)
+    if rows:
+        show("candidates", [*columns, ""], rows)
     say(f"{len(picked.tried)} measured: {picked.tried_ended}")
 
 
@@ -132,8 +134,10 @@ def _two(value: float | None) -> str:
 def _account(predictor: LatencyPredictor, architecture: Architecture) -> None:
     table = predictor.table
     account = predictor.account(architecture.ops)
-    say(f"{table.header.target}: {account.text}")
+    say(f"{table.name}: {account.text}")
     if table.published:
         say(f"the table is published ({table.header.source}): a sum of isolated layers, no whole network was measured")
+    elif predictor.unjudged:
+        say(f"a plain sum of ops: {predictor.unjudged}")
     for op in account.bounded:
         say(f"estimated, not measured: {op.key} is taken as the same layer with more classes")

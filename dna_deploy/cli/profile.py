@@ -37,7 +37,9 @@ from dna_deploy.cli._command import POSITIVE, Duration, Share, command
 @click.option("--again", is_flag=True, help="Add a session for ops that are already in the table.")
 @click.option("--model", type=click.Path(path_type=Path), help="Measure this ONNX file beside its prediction, and stop.")
 @click.option(
-    "--confidence", type=click.FloatRange(0.5, 1, max_open=True), default=0.95, help="Of the prediction's bounds for --model."
+    "--confidence",
+    type=click.FloatRange(0.5, 1, max_open=True),
+    help="With --model: of the prediction's interval; 0.95 if left out.",
 )
 @click.option("--extrapolate", is_flag=True, help="With --model: guess ops outside what was measured too, marked so.")
 @click.option("--list", "listing", is_flag=True, help="Show the devices and tables there are, and stop.")
@@ -58,7 +60,7 @@ def main(
     halfwidth: float,
     again: bool,
     model: Path | None,
-    confidence: float,
+    confidence: float | None,
     extrapolate: bool,
     listing: bool,
 ) -> dict[str, Any]:
@@ -67,8 +69,16 @@ def main(
     Each visit is kept as it is taken: interrupt it, and the same command goes on. Exit codes: 0 done, 2 the request is
     wrong, 3 the device or machine failed.
     """
+    from dna_deploy.errors import RequestError
     from dna_deploy.plugins import find
 
+    if space == "auto":
+        raise RequestError("--space auto: name the teacher it is derived from, as --space derived:tf_efficientnet_lite0")
+    if table is not None and table.suffix != ".jsonl":
+        raise RequestError(f"--table {table}: expected a file that ends in .jsonl, such as cpu.jsonl")
+    if model is None and (confidence is not None or extrapolate):
+        flag = "--extrapolate" if extrapolate else "--confidence"
+        raise RequestError(f"{flag}: it is for --model; without one give it to dna-search")
     if listing:
         return _list(space, image_size, classes)
     from dna_deploy.profile import profile
@@ -86,7 +96,7 @@ def main(
             "runtime": runtime,
             "mode": mode,
         }
-        return _model(model, image_size, device, settings, table, budget, confidence, extrapolate)
+        return _model(model, image_size, device, settings, table, budget, confidence or 0.95, extrapolate)
     target = find_device(device, threads=threads, cores=cores, address=address, provider=provider, runtime=runtime, mode=mode)
     laid_out = find("spaces", space).at(image_size, classes)
     path = table or OWN / f"{device}.jsonl"
@@ -108,6 +118,10 @@ def main(
         columns = ["predicted from", "mean error", "within 5 %", "within 10 %", "Spearman", "Kendall"]
         show(f"{by_ops.n} whole networks, each predicted without itself", columns, rows)
         say(f"the measurements themselves repeat within {by_ops.repeatability:.1%}")
+    else:
+        say(f"a plain sum of ops: {done.predictor.unjudged}")
+    if done.predictor.stale:
+        say(f"left out: {done.predictor.stale} whole networks in the table that {laid_out.name} no longer has")
     return {
         "table": str(path),
         "rows": len(done.table.measurements),
@@ -139,18 +153,28 @@ def _model(
     extrapolate: bool,
 ) -> dict[str, Any]:
     """Measured against predicted for a user's own file."""
+    from dna_deploy.errors import RequestError
     from dna_deploy.measure import remark
     from dna_deploy.own_model import judge
     from dna_deploy.progress import say, show
-    from dna_deploy.table import tables
+    from dna_deploy.table import LatencyTable, tables
     from profilers import find_device
 
     path = table or tables().get(name)
     device = None if path else find_device(name, **settings)
-    found = judge(file, image_size, path, device, min(budget, 30.0), confidence, extrapolate)
+    if path is not None:
+        name, taken = path.stem, LatencyTable.load(path).header.device
+        for key, value in settings.items():
+            if value is not None and value != taken.get(key):
+                raise RequestError(
+                    f"--{key} {value}: the file is measured as {path} was, with {key} = {taken.get(key)}; leave it out, or "
+                    "name another table"
+                )
+    found = judge(file, image_size, path, device, budget, confidence, extrapolate)
     rows = []
     if (own := found.measured) is not None:
-        rows.append(["measured", f"{own.latency_ms:.4g} ms", f"{own.low_ms:.4g} to {own.high_ms:.4g} ms"])
+        bounds = f"{own.low_ms:.4g} to {own.high_ms:.4g} ms" if math.isfinite(own.high_ms) else "too few rounds for one"
+        rows.append(["measured", f"{own.latency_ms:.4g} ms", bounds])
     else:
         rows.append(["measured", f"{name} is not at hand", ""])
     if (guess := found.predicted) is not None:
@@ -169,7 +193,7 @@ def _model(
         corrected = (
             f"corrected by {found.networks} whole networks"
             if found.networks
-            else "a plain sum of layers, never corrected by whole networks: the interval is that of the sum"
+            else "a plain sum of layers, there are no whole networks like it to correct it: the interval is that of the sum"
         )
         say(f"{found.account.text}; {corrected}")
     if changed := remark(found.speed):
@@ -199,7 +223,7 @@ def _list(space: str, image_size: int, classes: int) -> dict[str, Any]:
     found = {}
     for name, path in tables().items():
         try:
-            found[name] = open_predictor(path, laid_out.ops)
+            found[name] = open_predictor(path, laid_out.ops, space=laid_out.name, image_size=image_size)
         except TableError as error:
             say(f"left out: {error}")
     devices = registry()
@@ -237,3 +261,7 @@ def _age(began: str) -> str:
     since = datetime.now(timezone.utc) - datetime.fromisoformat(began.replace("Z", "+00:00"))
     hours = since.total_seconds() / 3600
     return f"{hours:.0f} h ago" if hours < 48 else f"{hours / 24:.0f} days ago"
+
+
+if __name__ == "__main__":
+    main()
