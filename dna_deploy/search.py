@@ -44,12 +44,14 @@ def search(
     measure_top: int = 0,
     wanted: Wanted | None = None,
     rate: "Callable[[Run, Source, SearchSpace], None] | None" = None,
+    weigh: "Callable[[Run, SearchSpace], None] | None" = None,
     how: Training | None = None,
 ) -> Found:
     """Everything up to the exact pick. Stages that an earlier call finished are read, not done again.
 
-    `rate` leaves a run's block weights and ratings in its folder; None: `rate_all`, on this machine. With `how` the network
-    found is to be trained, a training that cannot be is refused first.
+    `rate` leaves a run's block weights and ratings in its folder; None: `rate_all`, on this machine. `weigh` adds further
+    scores to the ratings, which the pick then goes by. With `how` the network found is to be trained, a training that cannot
+    be is refused first.
     """
     source = open_source(asked.data, asked.data_root)
     space: SearchSpace = find("spaces", asked.space).at(asked.image_size, len(source.classes))
@@ -72,6 +74,8 @@ def search(
 
         require_parts(space, distillation(asked), asked.distill_batch, replace(CPU, world=WORLD))
         (rate or rate_all)(run, source, space)
+    if weigh:
+        weigh(run, space)
     ratings = load_ratings(run.ratings, space.blocks)
     return pick(run, space, ratings, budgets, measure_top, wanted)
 

@@ -11,6 +11,8 @@ from dna_deploy.torchrun import RANK, WORLD
 
 if TYPE_CHECKING:
     from dna_deploy.budget import Wish
+    from dna_deploy.run import Run
+    from dna_deploy.space import SearchSpace
 
 
 @command(
@@ -177,16 +179,15 @@ def main(
     wishes = _wishes(latencies, device, confidence, extrapolate)
     if address:
         from dna_deploy.cluster import rate_on
-    others = [other_run(name, asked) for name in dict.fromkeys(averaged)]
-    more = others or calibrate  # scores the pick waits for
+    others = list(dict.fromkeys(other_run(other, asked) for other in averaged))
+
+    def weigh(run: "Run", space: "SearchSpace") -> None:
+        average(run, space, others)
+        if calibrate:
+            calibrate_run(run, space, calibrate)
+
     rate = rate_on(address) if address else None
-    found = search(asked, name, wishes, 0 if more else measure_top, wanted, rate, how if trained else None)
-    if others:
-        average(found.pick.run, found.architecture.space, others)
-    if calibrate:
-        calibrate_run(found.pick.run, found.architecture.space, calibrate)
-    if more:
-        found = search(asked, name, wishes, measure_top, wanted)
+    found = search(asked, name, wishes, measure_top, wanted, rate, weigh, how if trained else None)
     if replace_one:
         replace_one_run(found.pick.run, found.architecture, rating_images)
     answer = picked_answer(found, confidence)
