@@ -18,14 +18,17 @@ runs/NAME/                 one teacher, data set and space; serves every device 
 """
 
 import itertools
+import os
 import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from dna_deploy.confirm import Tried
+from dna_deploy.data import KNOWN
 from dna_deploy.errors import RunError
 from dna_deploy.files import read_json, write_atomic, write_json
 from dna_deploy.progress import say
@@ -55,6 +58,10 @@ class Asked:
     accumulate: int = 1  # parts that each batch is worked in
     amp: bool | None = None  # bfloat16 in forward passes; None until the first training decides for its machine
     schema: str = "dna-deploy/run/1"
+
+    def unlike(self, other: "Asked") -> list[str]:
+        """In what they differ. `imgs/`, `./imgs` and `imgs` are one folder; `./elpv` is one, `elpv` is not."""
+        return [key for key, value in asdict(self).items() if _place(value) != _place(getattr(other, key))]
 
 
 @dataclass(frozen=True)
@@ -250,10 +257,10 @@ def open_run(name: str | None, asked: Asked) -> Run:
         write_json(file, asked)
         return Run(folder)
     before = read_json(file, Asked)
-    for key, value in asdict(asked).items():
-        if (then := getattr(before, key)) != value and (key, value) != ("amp", None):
-            flag = "--" + key.replace("_", "-")
-            raise RunError(f"{folder}: was made with {flag} {then}, now asked for {value}; choose another --run NAME")
+    for key in asked.unlike(before):
+        if (key, now := getattr(asked, key)) != ("amp", None):
+            flag = f"--{key.replace('_', '-')} {getattr(before, key)}"
+            raise RunError(f"{folder}: was made with {flag}, now asked for {now}; choose another --run NAME")
     return Run(folder)
 
 
@@ -289,6 +296,10 @@ def find_pick(name: str | None) -> Pick:
 
 def _runs() -> list[str]:
     return sorted(file.parent.name for file in RUNS.glob("*/run.json"))
+
+
+def _place(value: Any) -> Any:
+    return os.path.normpath(value) if isinstance(value, str) and value not in KNOWN else (value,)
 
 
 def _plain(name: str) -> str:

@@ -43,10 +43,12 @@ def other_run(name: str, asked: Asked) -> Run:
     before anything else is done."""
     other = existing_run(name)
     advice = "make one of the same space and data under another teacher with --run NAME --no-train"
+    unlike = asked.unlike(other.asked)
     for key in ("space", "image_size", "data", "data_root"):
-        if (theirs := getattr(other.asked, key)) != (ours := getattr(asked, key)):
-            raise RequestError(f"--average {name}: was made with --{key.replace('_', '-')} {theirs}, expected {ours}; {advice}")
-    if all(getattr(other.asked, key) == getattr(asked, key) for key in ("teacher", "teacher_weights", "cut", "seed")):
+        if key in unlike:
+            flag = f"--{key.replace('_', '-')} {getattr(other.asked, key)}"
+            raise RequestError(f"--average {name}: was made with {flag}, expected {getattr(asked, key)}; {advice}")
+    if not {"teacher", "teacher_weights", "cut", "seed"} & set(unlike):
         raise RequestError(f"--average {name}: has the --teacher, --cut and --seed of this run; {advice}")
     if not other.ratings.exists():
         raise RunError(f"--average {name}: not rated yet; run the dna-search that began it again, it goes on where it stopped")

@@ -49,6 +49,13 @@ def test_a_run_of_something_else_is_refused(workdir, field, value):
         open_run("r", dataclasses.replace(ASKED, **{field: value}))
 
 
+def test_a_folder_written_another_way_is_the_same(workdir):
+    open_run("r", ASKED).teacher_report.write_text("{}")
+    same = {"data": "./some/where/cells/", "space": "./spaces/own.py"}
+    assert open_run("r", dataclasses.replace(ASKED, **same)).asked == ASKED
+    assert dataclasses.replace(ASKED, data="elpv").unlike(dataclasses.replace(ASKED, data="./elpv")) == ["data"]  # ours
+
+
 def test_a_run_keeps_the_precision_it_was_begun_in(workdir):
     run = open_run("r", ASKED)
     run.teacher_report.write_text("{}")
