@@ -62,6 +62,16 @@ class Teacher:
             logits = self.model(x)
         return [*(found[name] for name in names), logits]
 
+    def require_signal(self, x: "torch.Tensor") -> None:
+        """Refuse a teacher whose features do not vary over these images: errors are measured by their spread."""
+        names = [cut.name for cut in self.cuts if cut is not None]
+        for name, feature in zip(names, self.features(x), strict=False):  # not the logits: a fresh head may start at zero
+            if not feature.std() > 0:
+                raise TeacherError(
+                    f"the teacher's features behind {name} are the same everywhere, or no numbers: nothing to imitate; check its "
+                    "weights, or cut it elsewhere with --cut"
+                )
+
 
 def create(name: str, num_classes: int, weights: Path | None = None) -> "tuple[nn.Module, Preprocessing, bool]":
     """A network with trained weights, its preprocessing, and whether it already knows `num_classes` classes.

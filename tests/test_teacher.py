@@ -5,6 +5,7 @@ import timm
 import torch
 from torch import nn
 
+from dna_deploy.data import Preprocessing
 from dna_deploy.errors import RequestError, TeacherError
 from dna_deploy.plugins import find
 from dna_deploy.teacher import Teacher, create, cut, trunk
@@ -94,6 +95,16 @@ def test_a_teacher_that_cannot_be_cut_says_which_modules_were_seen(tiny):
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
     with pytest.raises(TeacherError, match=r"modules seen: none.*only 0 \(3072,\), 1 \(10,\)"):
         cut(flat, tiny)
+
+
+def test_a_teacher_without_a_signal_is_refused():
+    model = timm.create_model("resnet18", num_classes=4).eval()
+    teacher = Teacher("t", model, Preprocessing((0.5,) * 3, (0.5,) * 3), cut(model, MOBILE.at(64, 4)))
+    x = torch.rand(2, 3, 64, 64)
+    teacher.require_signal(x)
+    torch.nn.init.constant_(model.layer3[0].bn2.bias, -1e9)  # all that follows is behind a ReLU that never opens
+    with pytest.raises(TeacherError, match=r"behind layer3.0 are the same everywhere.*--cut"):
+        teacher.require_signal(x)
 
 
 def test_a_users_checkpoint_keeps_its_classes(tmp_path):
