@@ -17,6 +17,7 @@ runs/NAME/                 one teacher, data set and space; serves every device 
     DEVICE-BUDGET.1/       another training for it, of another network or by another recipe, kept aside
 """
 
+import hashlib
 import itertools
 import os
 import re
@@ -35,6 +36,7 @@ from dna_deploy.progress import say
 from dna_deploy.recipe import Training
 
 RUNS = Path("runs")
+LONGEST = 120  # name of a pick's folder; file systems take 255 bytes
 
 
 @dataclass(frozen=True)
@@ -168,12 +170,12 @@ class Run:
         """Record the precision this run trains in from now on."""
         write_json(self.folder / "run.json", replace(self.asked, amp=amp))
 
-    def pick(self, device: str, budget_ms: float) -> "Pick":
-        return self.picked([(device, budget_ms)])
-
-    def picked(self, budgets: Sequence[tuple[str, float]], also: Sequence[str] = ()) -> "Pick":
+    def pick_for(self, budgets: Sequence[tuple[str, float]], also: Sequence[str] = ()) -> "Pick":
         """Where the network for these devices and milliseconds, held to these flags besides, is kept."""
-        return Pick(self.folder / "+".join([*(f"{_plain(device)}-{ms:g}ms" for device, ms in budgets), *map(_plain, also)]))
+        name = "+".join([*(f"{_plain(device)}-{ms:g}ms" for device, ms in budgets), *map(_plain, also)])
+        if len(name) > LONGEST:
+            name = f"{name[:LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        return Pick(self.folder / name)
 
 
 @dataclass(frozen=True)
