@@ -5,6 +5,7 @@ import timm
 import torch
 from torch import nn
 
+import dna_deploy.zoo  # noqa: F401  makes the published networks known to timm
 from dna_deploy.data import Preprocessing
 from dna_deploy.errors import RequestError, TeacherError
 from dna_deploy.plugins import find
@@ -36,6 +37,7 @@ def test_teachers_are_cut_where_their_resolution_or_stage_changes(name):
     model = timm.create_model(name, num_classes=10).eval()
     places = cut(model, space)
     assert [place and place.name for place in places] == CUTS[name]
+    assert cut(model, space, [place.name for place in places if place]) == places  # by hand
     features = Teacher(name, model, None, places).features(torch.zeros(2, 3, 64, 64))
     there = [place for place in places if place]
     assert [f.shape[1:] for f in features] == [*((p.channels, p.hw, p.hw) for p in there), (10,)]
@@ -85,7 +87,7 @@ def test_cuts_by_hand_are_checked(tiny):
     model = timm.create_model("tf_efficientnet_lite0")
     chosen = cut(model, tiny, ["blocks.0.0", "blocks.1.0", "blocks.2.0"])
     assert [place.name for place in chosen] == ["blocks.0.0", "blocks.1.0", "blocks.2.0"]
-    with pytest.raises(TeacherError, match="needs 3 of the teacher's modules"):
+    with pytest.raises(TeacherError, match="needs 3 of the teacher's modules, one behind which each of stem, b1, b2 ends"):
         cut(model, tiny, ["blocks.0.0"])
     with pytest.raises(TeacherError, match=r"blocks\.2\.0 ends at 4 px, block b1 of tiny at 8 px"):
         cut(model, tiny, ["blocks.0.0", "blocks.2.0", "blocks.2.1"])

@@ -158,7 +158,7 @@ def main(
     asked = Asked(
         teacher=teacher,
         teacher_weights=str(teacher_weights) if teacher_weights else None,
-        cut=cut.split(",") if cut else [],
+        cut=[module.strip() for module in cut.split(",")] if cut else [],
         data=data,
         data_root=data_root,
         space=f"derived:{teacher}" if space == "auto" else space,
