@@ -99,7 +99,7 @@ class Wanted:
 
     def apart(self, space: SearchSpace) -> int:
         """In how many blocks networks have to differ."""
-        return (sum(block.size > 1 for block in space.blocks) + 1) // 2 if self.diverse else 1
+        return max(1, (sum(block.size > 1 for block in space.blocks) + 1) // 2) if self.diverse else 1
 
     @property
     def texts(self) -> list[str]:
