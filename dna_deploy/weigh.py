@@ -1,7 +1,7 @@
 """Further scores for the candidates of a run that is rated: from other teachers, calibrated on a few trained networks, or
 in a whole network.
 
-All are kept in the run's ratings, so that picking again, for any device and budget, uses them without training.
+All are kept in the run's ratings, so that picking again, for any device and budget, takes no training.
 """
 
 from collections.abc import Iterator, Sequence

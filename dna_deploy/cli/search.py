@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     "--average",
     "averaged",
     multiple=True,
-    help="Average the scores with those of that run: the same space under another teacher; several may be given.",
+    help="Average the scores with those of that run: the same space and data under another teacher; several may be given.",
 )
 @click.option(
     "--calibrate", type=click.IntRange(min=8), help="Train so many networks briefly and weigh the scores by them; 20-40."
@@ -142,6 +142,7 @@ def main(
     the same ratings. Exit codes: 0 found, 1 no network fits, 2 the request is wrong, 3 the machine failed.
     """
     from dna_deploy.cli._found import picked_answer, reported, trained_answer
+    from dna_deploy.errors import RequestError
     from dna_deploy.limits import Wanted
     from dna_deploy.recipe import recipe
     from dna_deploy.run import Asked
@@ -151,6 +152,10 @@ def main(
     if RANK > 0:  # torchrun started it beside the first
         join()
         return {}
+    if address and WORLD > 1:
+        raise RequestError("--ray under torchrun: Ray starts its own processes; run dna-search alone, or leave out --ray")
+    if diverse and top == 1:
+        raise RequestError("--diverse without --top: how many networks are to differ? add for example --top 5")
     if WORLD > 1:
         from dna_deploy.machine import dismiss, this_machine
 
