@@ -54,7 +54,7 @@ def calibrate(space: SearchSpace, scores: Sequence[Array], choices: Array, accur
         seen = sorted({f"{value:.1%}" for value in accuracies})
         raise RequestError(
             f"{len(error)} trained networks with accuracies {', '.join(seen[:4]) or 'none'}: a calibration needs {FEWEST} that "
-            "differ; train more or longer"
+            "differ; train more with --calibrate"
         )
     blocks, names = columns(space, scores)
     seen = np.sum([block[choices[:, k]] for k, block in enumerate(blocks)], axis=0)

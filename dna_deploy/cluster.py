@@ -58,7 +58,7 @@ def rate_on(address: str) -> Callable[[Run, Source, SearchSpace], None]:
 
 def _jobs(ray: Any, address: str, run: Run, blocks: list[str]) -> list[Rating]:
     try:
-        ray.init(address=None if address == "local" else address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
         raise MachineError(
             f"--ray {address}: {first_line(error)}; expected a running cluster, as `ray start --head` prints it"
@@ -99,11 +99,11 @@ def train_block(where: str, folder: str, block: str) -> list[dict[str, Any]]:
     from dna_deploy.checkpoint import save_checkpoint
 
     run = Run(Path(folder))
-    if not run.teacher_report.exists():
-        raise RequestError(
-            f"{folder}: not to be seen from {socket.gethostname()}; put the run where all machines see it: --run PATH"
-        )
-    os.chdir(where)
+    for path, needed in ((folder, run.teacher_report), (where, Path(where))):
+        if not needed.exists():
+            advice = "start dna-search in a folder that all machines see, or put the run into one with --run PATH"
+            raise RequestError(f"{path}: not to be seen from {socket.gethostname()}; {advice}")
+    os.chdir(where)  # relative paths are of there
     source = open_source(run.asked.data, run.asked.data_root)
     space: SearchSpace = find("spaces", run.asked.space).at(run.asked.image_size, len(source.classes))
     parts = splits(run, source)

@@ -293,14 +293,14 @@ def open_source(spec: str, root: str | None = None) -> Source:
 
     `root` is where the files of the latter lie, for those that need to be told.
     """
-    if spec in _KNOWN:
-        return _KNOWN[spec]()
+    if spec in KNOWN:
+        return KNOWN[spec]()
     if Path(spec).is_dir():
         return _folder(Path(spec))
     if "/" in spec and not spec.startswith((".", "/")):
         return _timm(spec, root)
     raise DataError(
-        f"--data {spec}: no such folder; expected a folder with one folder a class, one of {', '.join(_KNOWN)}, "
+        f"--data {spec}: no such folder; expected a folder with one folder a class, one of {', '.join(KNOWN)}, "
         "or a timm data set such as hfds/NAME, torch/cifar10 or wds/..."
     )
 
@@ -446,4 +446,4 @@ def _indexed(part: Any) -> tuple[Any, list[int]]:
     return Kept(), [label for _, label in kept]
 
 
-_KNOWN: dict[str, Callable[[], Source]] = {"elpv": _elpv, "digits": _digits}
+KNOWN: dict[str, Callable[[], Source]] = {"elpv": _elpv, "digits": _digits}

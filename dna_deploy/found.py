@@ -69,7 +69,7 @@ def pick(
     ]
     rival = largest_within(problem)
     prints = [footprint(op) for op in found.ops]
-    folder = run.picked([(budget.device, budget.ms) for budget in budgets], wanted.texts)
+    folder = run.pick_for([(budget.device, budget.ms) for budget in budgets], wanted.texts)
     picked = Picked(
         device=first.device,
         table=str(first.predictor.table.path),

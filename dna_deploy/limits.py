@@ -99,18 +99,18 @@ class Wanted:
 
     def apart(self, space: SearchSpace) -> int:
         """In how many blocks networks have to differ."""
-        return (sum(block.size > 1 for block in space.blocks) + 1) // 2 if self.diverse else 1
+        return max(1, (sum(block.size > 1 for block in space.blocks) + 1) // 2) if self.diverse else 1
 
     @property
     def texts(self) -> list[str]:
-        """What narrows the choice, as flags."""
+        """What narrows the choice, as flags, whatever the order it was asked in."""
         millions = [("--macs", self.macs), ("--params", self.params)]
         megabytes = [("--file-size", self.file_bytes), ("--memory", self.memory_bytes)]
         return [
             *(f"{flag} {in_millions(value)}" for flag, value in millions if value is not None),
             *(f"{flag} {in_megabytes(value)}" for flag, value in megabytes if value is not None),
-            *(f"--pin {text}" for text in self.pins),
-            *(f"--ban {text}" for text in self.bans),
+            *(f"--pin {text}" for text in sorted(set(self.pins))),
+            *(f"--ban {text}" for text in sorted(set(self.bans))),
         ]
 
 

@@ -59,7 +59,7 @@ class Program:
 def best(
     program: Program, count: int = 1, apart: int = 1, excluded: Collection[tuple[int, ...]] = (), seconds: float = 60.0
 ) -> list[Optimum]:
-    """The `count` best networks but for the `excluded`, best first, each different from better ones in at least `apart` blocks.
+    """The `count` best networks, best first, each different from better ones and the `excluded` in at least `apart` blocks.
 
     Fewer where there are no more, none where nothing fits. After `seconds` a network the best one found so far is taken, with
     the bound that was proven.
@@ -73,7 +73,7 @@ def best(
     bounds = [bound - prices @ program.limits for bound in least_through(values, program.links)]
     found: list[Optimum] = []
     while len(found) < count:
-        cuts = [*((choices, 1) for choices in excluded), *((better.choices, apart) for better in found)]
+        cuts = [(choices, apart) for choices in [*excluded, *(better.choices for better in found)]]
         optimum = _next(program, bounds, cuts, seconds)
         if optimum is None:
             break

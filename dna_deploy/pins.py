@@ -39,15 +39,20 @@ def allowed(space: SearchSpace, pins: Sequence[str] = (), bans: Sequence[str] = 
 
 def _matches(space: SearchSpace, text: str, flag: str) -> dict[int, Array]:
     """By the number of each block the text speaks of: which of its candidates are as it says."""
-    place, named, pattern = text.rpartition("=")
+    place, named, pattern = text.partition("=")
     name, _, layer = place.partition(".")
-    blocks = {at: block for at, block in enumerate(space.blocks) if (block.name == name if named else block.size > 1)}
-    if not blocks or (layer and not (layer.isdigit() and int(layer))):
-        names = ", ".join(block.name for block in space.blocks if block.size > 1)
-        raise RequestError(f"{flag} {text}: no place {place!r} in space {space.name}; write BLOCK or BLOCK.LAYER, of {names}")
+    blocks = {at: block for at, block in enumerate(space.blocks) if named and block.name == name}
+    if not blocks or (layer and not (layer.isdigit() and int(layer))):  # all of it is a name, such as k3e3,act=silu
+        blocks, layer, pattern = {at: block for at, block in enumerate(space.blocks) if block.size > 1}, "", text
     depth = int(layer) - 1 if layer else None
     known = {word for block in blocks.values() for word in _words(block, depth)}
     if not any(fnmatchcase(word, pattern) for word in known):
+        if named and pattern == text:
+            names = ", ".join(block.name for block in blocks.values())
+            raise RequestError(
+                f"{flag} {text}: no place {place!r} and no op {text!r} in space {space.name}; write BLOCK=PATTERN or "
+                f"BLOCK.LAYER=PATTERN, of {names}"
+            )
         raise RequestError(
             f"{flag} {text}: nothing there is called {pattern!r}; there are {', '.join(sorted(known)) or 'no layers'}"
         )

@@ -32,6 +32,9 @@ def find(folder: str, name: str) -> Any:
         return importlib.import_module("dna_deploy.derived").Derived(name.removeprefix("derived:"))
     if name.endswith(".py"):
         found = getattr(load(Path(name), attribute), attribute)
+        kind = type(find(folder, names(folder)[0]))  # of ours
+        if not isinstance(found, kind):
+            raise RequestError(f"{name}: its {attribute} is {found!r:.60}, expected a {kind.__module__}.{kind.__name__}")
         if found.name in names(folder):
             raise RequestError(f"{name}: its {attribute} is called {found.name!r}, like one of ours; give it another name")
         _own[folder, found.name] = found

@@ -17,21 +17,26 @@ runs/NAME/                 one teacher, data set and space; serves every device 
     DEVICE-BUDGET.1/       another training for it, of another network or by another recipe, kept aside
 """
 
+import hashlib
 import itertools
+import os
 import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from dna_deploy.confirm import Tried
+from dna_deploy.data import KNOWN
 from dna_deploy.errors import RunError
 from dna_deploy.files import read_json, write_atomic, write_json
 from dna_deploy.progress import say
 from dna_deploy.recipe import Training
 
 RUNS = Path("runs")
+LONGEST = 120  # name of a pick's folder; file systems take 255 bytes
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,10 @@ class Asked:
     accumulate: int = 1  # parts that each batch is worked in
     amp: bool | None = None  # bfloat16 in forward passes; None until the first training decides for its machine
     schema: str = "dna-deploy/run/1"
+
+    def unlike(self, other: "Asked") -> list[str]:
+        """In what they differ. `imgs/`, `./imgs` and `imgs` are one folder; `./elpv` is one, `elpv` is not."""
+        return [key for key, value in asdict(self).items() if _place(value) != _place(getattr(other, key))]
 
 
 @dataclass(frozen=True)
@@ -161,12 +170,12 @@ class Run:
         """Record the precision this run trains in from now on."""
         write_json(self.folder / "run.json", replace(self.asked, amp=amp))
 
-    def pick(self, device: str, budget_ms: float) -> "Pick":
-        return self.picked([(device, budget_ms)])
-
-    def picked(self, budgets: Sequence[tuple[str, float]], also: Sequence[str] = ()) -> "Pick":
+    def pick_for(self, budgets: Sequence[tuple[str, float]], also: Sequence[str] = ()) -> "Pick":
         """Where the network for these devices and milliseconds, held to these flags besides, is kept."""
-        return Pick(self.folder / "+".join([*(f"{_plain(device)}-{ms:g}ms" for device, ms in budgets), *map(_plain, also)]))
+        name = "+".join([*(f"{_plain(device)}-{ms:g}ms" for device, ms in budgets), *map(_plain, also)])
+        if len(name) > LONGEST:
+            name = f"{name[:LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        return Pick(self.folder / name)
 
 
 @dataclass(frozen=True)
@@ -250,10 +259,10 @@ def open_run(name: str | None, asked: Asked) -> Run:
         write_json(file, asked)
         return Run(folder)
     before = read_json(file, Asked)
-    for key, value in asdict(asked).items():
-        if (then := getattr(before, key)) != value and (key, value) != ("amp", None):
-            flag = "--" + key.replace("_", "-")
-            raise RunError(f"{folder}: was made with {flag} {then}, now asked for {value}; choose another --run NAME")
+    for key in asked.unlike(before):
+        if (key, now := getattr(asked, key)) != ("amp", None):
+            flag = f"--{key.replace('_', '-')} {getattr(before, key)}"
+            raise RunError(f"{folder}: was made with {flag}, now asked for {now}; choose another --run NAME")
     return Run(folder)
 
 
@@ -289,6 +298,10 @@ def find_pick(name: str | None) -> Pick:
 
 def _runs() -> list[str]:
     return sorted(file.parent.name for file in RUNS.glob("*/run.json"))
+
+
+def _place(value: Any) -> Any:
+    return os.path.normpath(value) if isinstance(value, str) and value not in KNOWN else (value,)
 
 
 def _plain(name: str) -> str:

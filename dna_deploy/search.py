@@ -44,12 +44,14 @@ def search(
     measure_top: int = 0,
     wanted: Wanted | None = None,
     rate: "Callable[[Run, Source, SearchSpace], None] | None" = None,
+    weigh: "Callable[[Run, SearchSpace], None] | None" = None,
     how: Training | None = None,
 ) -> Found:
     """Everything up to the exact pick. Stages that an earlier call finished are read, not done again.
 
-    `rate` leaves a run's block weights and ratings in its folder; None: `rate_all`, on this machine. With `how` the network
-    found is to be trained, a training that cannot be is refused first.
+    `rate` leaves a run's block weights and ratings in its folder; None: `rate_all`, on this machine. `weigh` adds further
+    scores to the ratings, which the pick then goes by. With `how` the network found is to be trained, a training that cannot
+    be is refused first.
     """
     source = open_source(asked.data, asked.data_root)
     space: SearchSpace = find("spaces", asked.space).at(asked.image_size, len(source.classes))
@@ -72,6 +74,8 @@ def search(
 
         require_parts(space, distillation(asked), asked.distill_batch, replace(CPU, world=WORLD))
         (rate or rate_all)(run, source, space)
+    if weigh:
+        weigh(run, space)
     ratings = load_ratings(run.ratings, space.blocks)
     return pick(run, space, ratings, budgets, measure_top, wanted)
 
@@ -181,21 +185,23 @@ def fine_tuned(run: Run, source: Source, parts: Split, space: SearchSpace) -> "t
     """The teacher with trained weights, fine-tuned where they are not of these classes."""
     import torch
 
-    from dna_deploy.teacher import create, cut, require_scores
+    from dna_deploy.teacher import Teacher, create, cut, require_scores
     from dna_deploy.train import train
 
     asked, machine = run.asked, machine_of(run)
     torch.manual_seed(asked.seed)  # a fresh head is drawn alike when an interrupted fine-tuning begins again
     weights = Path(asked.teacher_weights) if asked.teacher_weights else None
     model, preprocessing, ready = create(asked.teacher, len(source.classes), weights)
-    cut(model, space, asked.cut)  # refused now rather than after the fine-tuning
+    images = Images(source, parts.train, asked.image_size)
+    # refused now rather than after the fine-tuning
+    teacher = Teacher(asked.teacher, model.eval(), preprocessing, cut(model, space, asked.cut))
     require_scores(model, asked.image_size, len(source.classes))
+    teacher.require_signal(preprocessing(next(images.batches([range(min(16, len(images)))]))))
     model.to(machine.device)
     if not ready:
         say(f"teacher {asked.teacher}: its classes differ, fine-tuning it on {len(parts.train)} images")
         usual = Training(epochs=asked.teacher_epochs, batch=32, learning_rate=1e-3, seed=asked.seed)
         how = replace(usual.at(max(32, asked.distill_batch)), accumulate=asked.accumulate)
-        images = Images(source, parts.train, asked.image_size)
         machine.tell(run=str(run.folder), stage="teacher")
         train(model, images, preprocessing, how, run.teacher_training, "fine-tuning the teacher", machine=machine)
     return model, preprocessing

@@ -62,6 +62,16 @@ class Teacher:
             logits = self.model(x)
         return [*(found[name] for name in names), logits]
 
+    def require_signal(self, x: "torch.Tensor") -> None:
+        """Refuse a teacher whose features do not vary over these images: errors are measured by their spread."""
+        names = [cut.name for cut in self.cuts if cut is not None]
+        for name, feature in zip(names, self.features(x), strict=False):  # not the logits: a fresh head may start at zero
+            if not feature.std() > 0:
+                raise TeacherError(
+                    f"the teacher's features behind {name} are the same everywhere, or no numbers: nothing to imitate; check its "
+                    "weights, or cut it elsewhere with --cut"
+                )
+
 
 def create(name: str, num_classes: int, weights: Path | None = None) -> "tuple[nn.Module, Preprocessing, bool]":
     """A network with trained weights, its preprocessing, and whether it already knows `num_classes` classes.
@@ -140,27 +150,32 @@ def cut(model: "nn.Module", space: SearchSpace, names: Sequence[str] = ()) -> "t
     Where several blocks end at one resolution and the teacher has as many stages there, each block gets one; otherwise
     the teacher's modules at that resolution are shared out evenly. A block without choices that ends at a resolution
     the teacher does not have (a stem) gets None: it is trained as one with the block behind it. `names` chooses the
-    modules by hand; a space derived from the teacher brings them along.
+    modules by hand, one for each block that gets one; a space derived from the teacher brings them along.
     """
     places = trunk(model, space.image_size)
     ends = [block.out_hw for block in space.blocks[:-1]]
     seen = ", ".join(f"{place.name} ({place.channels} x {place.hw} px)" for place in places) or _shapes(model, space.image_size)
+    searched = {block.out_hw for block in space.blocks[:-1] if block.size > 1}
+    missing = set(ends) - searched - {place.hw for place in places}
     chosen: list[Place | None]
     if not names and space.cuts and all(name is None or name in {place.name for place in places} for name in space.cuts):
         by_name = {place.name: place for place in places}
         chosen = [by_name[name] if name else None for name in space.cuts]
     elif names:
         by_name = {place.name: place for place in places}
-        if len(names) != len(ends) or any(name not in by_name for name in names):
-            raise TeacherError(f"--cut needs {len(ends)} of the teacher's modules: {seen}")
-        chosen = [by_name[name] for name in names]
+        blocks = [block for block in space.blocks[:-1] if block.out_hw not in missing]
+        if len(names) != len(blocks) or any(name not in by_name for name in names):
+            of = ", ".join(block.name for block in blocks)
+            raise TeacherError(f"--cut needs {len(blocks)} of the teacher's modules, one behind which each of {of} ends: {seen}")
+        given = iter(names)
+        chosen = [None if hw in missing else by_name[next(given)] for hw in ends]
     else:
         chosen = []
         for hw in dict.fromkeys(ends):
             here = [place for place in places if place.hw == hw]
             blocks = [block for block, end in zip(space.blocks, ends, strict=False) if end == hw]
             count = len(blocks)
-            if not here and all(block.size == 1 for block in blocks):
+            if hw in missing:
                 chosen += [None] * count
                 continue
             if len(here) < count:

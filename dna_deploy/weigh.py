@@ -1,7 +1,7 @@
 """Further scores for the candidates of a run that is rated: from other teachers, calibrated on a few trained networks, or
 in a whole network.
 
-All are kept in the run's ratings, so that picking again, for any device and budget, uses them without training.
+All are kept in the run's ratings, so that picking again, for any device and budget, takes no training.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,21 +39,27 @@ class TrainedNetworks:
 
 
 def other_run(name: str, asked: Asked) -> Run:
-    """The run of that name, rated and of the same space as `asked`; refused before anything else is done."""
+    """The run of that name, rated, of the same space and images as `asked`, but not of the same teacher over again; refused
+    before anything else is done."""
     other = existing_run(name)
-    space, size = other.asked.space, other.asked.image_size
-    if (space, size) != (asked.space, asked.image_size):
-        raise RequestError(
-            f"--average {name}: of {space} at {size} px, expected {asked.space} at {asked.image_size} px; make one under another "
-            "teacher with --run NAME --no-train"
-        )
+    advice = "make one of the same space and data under another teacher with --run NAME --no-train"
+    unlike = asked.unlike(other.asked)
+    for key in ("space", "image_size", "data", "data_root"):
+        if key in unlike:
+            flag = f"--{key.replace('_', '-')} {getattr(other.asked, key)}"
+            raise RequestError(f"--average {name}: was made with {flag}, expected {getattr(asked, key)}; {advice}")
+    if not {"teacher", "teacher_weights", "cut", "seed"} & set(unlike):
+        raise RequestError(f"--average {name}: has the --teacher, --cut and --seed of this run; {advice}")
     if not other.ratings.exists():
         raise RunError(f"--average {name}: not rated yet; run the dna-search that began it again, it goes on where it stopped")
     return other
 
 
 def average(run: Run, space: SearchSpace, others: Sequence[Run]) -> None:
-    """Take the ratings of the `others`, the same space under other teachers (or other cuts of it), beside the run's own."""
+    """Take the ratings of the `others`, the same space under other teachers (or other cuts of it), beside the run's own.
+
+    Those of runs that were named before, but are not now, are left out again.
+    """
     ratings = load_ratings(run.ratings, space.blocks)
     theirs = [load_ratings(other.ratings, space.blocks) for other in others]
     rows = [

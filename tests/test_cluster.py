@@ -70,7 +70,8 @@ def test_a_cluster_gives_the_ratings_of_one_machine_also_when_a_worker_dies(work
     rate_all(alone, source, tiny)
     spread = open_run("spread", asked(3))
     paths = [str(ROOT), str(Path(importlib.util.find_spec("ray").origin).parent.parent)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "RAY_worker_niceness": "0"}
+    elsewhere = {"RAY_ADDRESS": "127.0.0.1:1"}  # `local` means here all the same
+    environment = {**os.environ, **elsewhere, "PYTHONPATH": os.pathsep.join(paths), "RAY_worker_niceness": "0"}
     program = [sys.executable, "-c", SCRIPT, str(spread.folder.resolve())]
     done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
@@ -81,6 +82,17 @@ def test_a_cluster_gives_the_ratings_of_one_machine_also_when_a_worker_dies(work
             assert (a.relative_l1, a.noise_to_signal) == pytest.approx((b.relative_l1, b.noise_to_signal), rel=1e-4)
     weights, others = (load_tensors(run.supernet)[0] for run in (alone, spread))
     assert weights.keys() == others.keys() and not (spread.folder / "blocks").exists()
+
+
+def test_a_folder_that_the_worker_does_not_see_is_named(workdir):
+    from dna_deploy.cluster import train_block
+
+    run = open_run("r", asked(1))
+    with pytest.raises(RequestError, match=r"^runs/r: not to be seen from"):
+        train_block(str(workdir), str(run.folder), "b1")
+    run.teacher_report.write_text("{}")
+    with pytest.raises(RequestError, match=r"^nowhere: not to be seen from .*a folder that all machines see"):
+        train_block("nowhere", str(run.folder), "b1")
 
 
 def test_an_address_where_nobody_answers_is_the_machines_fault():
@@ -94,3 +106,12 @@ def test_an_address_where_nobody_answers_is_the_machines_fault():
     assert caught.value.exit_code == 3 and "\n" not in str(caught.value)
     with pytest.raises(RequestError, match="--ray somewhere: expected HOST:PORT"):
         rate_on("somewhere")
+
+
+def test_ray_under_torchrun_is_refused(monkeypatch, capsys):
+    from dna_deploy.cli import search
+
+    monkeypatch.setattr(search, "WORLD", 2)
+    with pytest.raises(SystemExit, match="2"):
+        search.main(["--latency", "5ms", "--ray", "local"])
+    assert "error: --ray under torchrun" in capsys.readouterr().err

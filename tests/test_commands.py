@@ -252,6 +252,7 @@ def test_an_export_that_is_not_the_network_is_exit_1(place):
         ("search", ["--latency", "cpu=80ms", "--latency", "cpu=5ms", *SEARCH], 2, "cpu is given twice"),
         ("search", ["--latency", "80ms", "--confidence", "1.5", *SEARCH], 2, "0.5<=x<1"),
         ("search", ["--latency", "80ms", "--confidence", "0.9", "--extrapolate", *SEARCH], 2, "nothing bounds a guess"),
+        ("search", ["--latency", "80ms", "--diverse", *SEARCH], 2, "--diverse without --top"),
         ("search", ["--latency", "80ms", "--imagesize", "3"], 2, "No such option"),
         ("search", ["--latency", "80ms", *SEARCH, "--pin", "b1=d1", "--pin", "b1=d2"], 2, "leave no candidate of b1"),
         ("search", ["--latency", "80ms", *SEARCH, "--ban", "k9*"], 2, "nothing there is called 'k9*'"),

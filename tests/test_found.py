@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 
 from dna_deploy.budget import Budget, block_costs
+from dna_deploy.cli._found import picked_answer
 from dna_deploy.errors import NothingFits
 from dna_deploy.found import architecture_at, largest_within, pick
 from dna_deploy.limits import Wanted
 from dna_deploy.plugins import find
 from dna_deploy.predictor import LatencyPredictor
-from dna_deploy.ratings import Rating
+from dna_deploy.ratings import Rating, save_ratings
 from dna_deploy.run import Run
 from dna_deploy.scores import block_scores
+from dna_deploy.space import Block, SearchSpace
 from dna_deploy.table import LatencyTable, find_table
 
 
@@ -82,6 +84,16 @@ def test_swapping_any_two_blocks_does_not_improve(mobile, predictor, ratings, tm
 def test_a_budget_that_nothing_fits_names_the_fastest(mobile, predictor):
     with pytest.raises(NothingFits, match=r"fits --latency pixel1=20ms; the least there is.*pixel1=32\.7"):
         Wanted().problem(mobile, [Budget(predictor, 20.0).limit(mobile)]).require_feasible()
+
+
+def test_a_space_without_a_choice_has_its_one_network(mobile, predictor, tmp_path):
+    first = [(block.name, block.candidates[0].ops) for block in mobile.blocks]
+    fixed = SearchSpace("fixed", 224, 10, tuple(Block.fixed(name, *ops) for name, ops in first))
+    run = Run(tmp_path / "run")
+    save_ratings(run.ratings, [])
+    found = pick(run, fixed, {}, [Budget(predictor, 80.0)], wanted=Wanted(top=3, diverse=True))
+    answer = picked_answer(found, None)
+    assert answer["top"] == [found.architecture.text] and answer["rivals"] == []
 
 
 def test_the_rival_is_the_largest_that_fits(mobile, predictor):

@@ -48,12 +48,17 @@ def test_the_optimum_is_that_of_brute_force_and_is_proven(program):
 @settings(max_examples=60, deadline=None)
 @given(programs(), st.integers(1, 3))
 def test_each_further_network_is_the_best_that_differs_enough(program, apart):
-    remaining = _networks(program)
-    for found in best(program, count=4, apart=apart):
-        assert found.score == remaining[0][0] and (found.score, found.choices) in remaining
-        remaining = [(s, c) for s, c in remaining if sum(a != b for a, b in zip(c, found.choices, strict=True)) >= apart]
-    if len(best(program, count=4, apart=apart)) < 4:
-        assert not remaining
+    def far(networks, from_):
+        return [(s, c) for s, c in networks if sum(a != b for a, b in zip(c, from_, strict=True)) >= apart]
+
+    every = _networks(program)
+    for excluded in ([], [choices for _, choices in every[-1:]]):
+        remaining = far(every, excluded[0]) if excluded else every
+        further = best(program, count=4, apart=apart, excluded=excluded)
+        for found in further:
+            assert found.score == remaining[0][0] and (found.score, found.choices) in remaining
+            remaining = far(remaining, found.choices)
+        assert len(further) == 4 or not remaining
 
 
 def test_candidates_left_out_at_first_are_brought_in():

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from dna_deploy.errors import RequestError
-from dna_deploy.plugins import load
+from dna_deploy.plugins import find, load
 
 
 @pytest.fixture(autouse=True)
@@ -52,3 +52,10 @@ def test_an_error_in_a_file_is_one_line_with_its_place(workdir, text, says):
     with pytest.raises(RequestError, match=says) as answer:
         load(workdir / "net.py", "MODEL")
     assert "\n" not in str(answer.value)
+
+
+@pytest.mark.parametrize(("folder", "kind"), [("spaces", "dna_deploy.space.Space"), ("exporters", "Exporter")])
+def test_a_file_that_offers_something_else_is_refused(workdir, folder, kind):
+    (workdir / "net.py").write_text("SPACE = EXPORTER = 5\n")
+    with pytest.raises(RequestError, match=f"its {folder.upper()[:-1]} is 5, expected a .*{kind}"):
+        find(folder, "net.py")

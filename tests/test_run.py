@@ -7,6 +7,7 @@ import os
 import pytest
 
 from dna_deploy.errors import RequestError, RunError
+from dna_deploy.limits import Wanted
 from dna_deploy.ratings import Rating, load_ratings, save_ratings
 from dna_deploy.run import Asked, find_pick, open_run
 
@@ -49,6 +50,13 @@ def test_a_run_of_something_else_is_refused(workdir, field, value):
         open_run("r", dataclasses.replace(ASKED, **{field: value}))
 
 
+def test_a_folder_written_another_way_is_the_same(workdir):
+    open_run("r", ASKED).teacher_report.write_text("{}")
+    same = {"data": "./some/where/cells/", "space": "./spaces/own.py"}
+    assert open_run("r", dataclasses.replace(ASKED, **same)).asked == ASKED
+    assert dataclasses.replace(ASKED, data="elpv").unlike(dataclasses.replace(ASKED, data="./elpv")) == ["data"]  # ours
+
+
 def test_a_run_keeps_the_precision_it_was_begun_in(workdir):
     run = open_run("r", ASKED)
     run.teacher_report.write_text("{}")
@@ -74,15 +82,15 @@ def test_the_newest_pick_is_found(workdir):
         (run.folder / name).mkdir()
         (run.folder / name / "pick.json").write_text("{}")
         os.utime(run.folder / name / "pick.json", (1000 - age, 1000 - age))
-    assert find_pick(None).folder == find_pick("r").folder == run.pick("cpu", 2.0).folder
-    assert find_pick("runs/r/cpu-1.5ms").folder == run.pick("cpu", 1.5).folder
+    assert find_pick(None).folder == find_pick("r").folder == run.pick_for([("cpu", 2.0)]).folder
+    assert find_pick("runs/r/cpu-1.5ms").folder == run.pick_for([("cpu", 1.5)]).folder
     assert find_pick("runs/r/cpu-1.5ms").run == run
     with pytest.raises(RunError, match="there are: r"):
         find_pick("nope")
 
 
 def test_what_was_trained_is_kept_when_another_network_is_picked(workdir):
-    pick = open_run("r", ASKED).pick("cpu", 2.0)
+    pick = open_run("r", ASKED).pick_for([("cpu", 2.0)])
     pick.folder.mkdir()
     pick.architecture.write_text("{}")
     pick.set_aside()
@@ -95,6 +103,19 @@ def test_what_was_trained_is_kept_when_another_network_is_picked(workdir):
     first, second = pick.aside
     pick.take_back(second)
     assert pick.training.read_text() == "training 2" and pick.aside == [first]
+
+
+def test_many_pins_and_bans_name_a_folder(workdir):
+    run = open_run("r", ASKED)
+
+    def folder(*bans):
+        pick = run.pick_for([("cpu", 2.0)], Wanted(bans=bans).texts)
+        pick.folder.mkdir(exist_ok=True)
+        return pick.folder.name
+
+    assert folder("k5*", "b1=d1", "k5*") == folder("b1=d1", "k5*") == "cpu-2ms+ban-b1-d1+ban-k5"
+    many = [f"b{block}.{layer}=k7e6" for block in range(1, 7) for layer in range(1, 5)]
+    assert folder(*many) == folder(*many[::-1]) != folder(*many[:-1])
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ import timm
 import torch
 from torch import nn
 
+import dna_deploy.zoo  # noqa: F401  makes the published networks known to timm
+from dna_deploy.data import Preprocessing
 from dna_deploy.errors import RequestError, TeacherError
 from dna_deploy.plugins import find
 from dna_deploy.teacher import Teacher, create, cut, trunk
@@ -35,6 +37,7 @@ def test_teachers_are_cut_where_their_resolution_or_stage_changes(name):
     model = timm.create_model(name, num_classes=10).eval()
     places = cut(model, space)
     assert [place and place.name for place in places] == CUTS[name]
+    assert cut(model, space, [place.name for place in places if place]) == places  # by hand
     features = Teacher(name, model, None, places).features(torch.zeros(2, 3, 64, 64))
     there = [place for place in places if place]
     assert [f.shape[1:] for f in features] == [*((p.channels, p.hw, p.hw) for p in there), (10,)]
@@ -84,7 +87,7 @@ def test_cuts_by_hand_are_checked(tiny):
     model = timm.create_model("tf_efficientnet_lite0")
     chosen = cut(model, tiny, ["blocks.0.0", "blocks.1.0", "blocks.2.0"])
     assert [place.name for place in chosen] == ["blocks.0.0", "blocks.1.0", "blocks.2.0"]
-    with pytest.raises(TeacherError, match="needs 3 of the teacher's modules"):
+    with pytest.raises(TeacherError, match="needs 3 of the teacher's modules, one behind which each of stem, b1, b2 ends"):
         cut(model, tiny, ["blocks.0.0"])
     with pytest.raises(TeacherError, match=r"blocks\.2\.0 ends at 4 px, block b1 of tiny at 8 px"):
         cut(model, tiny, ["blocks.0.0", "blocks.2.0", "blocks.2.1"])
@@ -94,6 +97,16 @@ def test_a_teacher_that_cannot_be_cut_says_which_modules_were_seen(tiny):
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
     with pytest.raises(TeacherError, match=r"modules seen: none.*only 0 \(3072,\), 1 \(10,\)"):
         cut(flat, tiny)
+
+
+def test_a_teacher_without_a_signal_is_refused():
+    model = timm.create_model("resnet18", num_classes=4).eval()
+    teacher = Teacher("t", model, Preprocessing((0.5,) * 3, (0.5,) * 3), cut(model, MOBILE.at(64, 4)))
+    x = torch.rand(2, 3, 64, 64)
+    teacher.require_signal(x)
+    torch.nn.init.constant_(model.layer3[0].bn2.bias, -1e9)  # all that follows is behind a ReLU that never opens
+    with pytest.raises(TeacherError, match=r"behind layer3.0 are the same everywhere.*--cut"):
+        teacher.require_signal(x)
 
 
 def test_a_users_checkpoint_keeps_its_classes(tmp_path):

@@ -154,6 +154,10 @@ def test_runs_under_other_teachers_are_averaged(rated, tmp_path):
     after = load_ratings(run.ratings, space.blocks)
     expected = np.mean([np.concatenate(imitation(space, ratings)) for ratings in everyone], axis=0)
     np.testing.assert_allclose(np.concatenate(block_scores(space, after)), expected)
+    average(run, space, [])  # none named: the run's own scores again
+    assert load_ratings(run.ratings, space.blocks) == {
+        name: [replace(row, calibrated=None) for row in rows] for name, rows in before.items()
+    }
 
 
 def test_another_run_that_is_none_is_refused(rated, tmp_path):
@@ -161,9 +165,14 @@ def test_another_run_that_is_none_is_refused(rated, tmp_path):
     other = Run(tmp_path / "other")
     with pytest.raises(RunError, match="no such run"):
         other_run(str(other.folder), run.asked)
-    write_json(other.folder / "run.json", replace(run.asked, image_size=64))
-    with pytest.raises(RequestError, match=r"at 64 px, expected .* at 32 px"):
-        other_run(str(other.folder), run.asked)
-    write_json(other.folder / "run.json", run.asked)
-    with pytest.raises(RunError, match="not rated yet"):
-        other_run(str(other.folder), run.asked)
+    for asked, says in (
+        (replace(run.asked, teacher="another", image_size=64), "was made with --image-size 64, expected 32"),
+        (replace(run.asked, teacher="another", data="elpv"), "was made with --data elpv, expected .*data"),
+        (replace(run.asked, distill_epochs=9), "has the --teacher, --cut and --seed of this run"),
+        (replace(run.asked, teacher="another"), "not rated yet"),
+    ):
+        write_json(other.folder / "run.json", asked)
+        with pytest.raises(RequestError, match=says):
+            other_run(str(other.folder), run.asked)
+    with pytest.raises(RequestError, match="of this run"):
+        other_run(str(run.folder), run.asked)

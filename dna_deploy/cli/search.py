@@ -11,6 +11,8 @@ from dna_deploy.torchrun import RANK, WORLD
 
 if TYPE_CHECKING:
     from dna_deploy.budget import Wish
+    from dna_deploy.run import Run
+    from dna_deploy.space import SearchSpace
 
 
 @command(
@@ -70,7 +72,7 @@ if TYPE_CHECKING:
     "--average",
     "averaged",
     multiple=True,
-    help="Average the scores with those of that run: the same space under another teacher; several may be given.",
+    help="Average the scores with those of that run: the same space and data under another teacher; several may be given.",
 )
 @click.option(
     "--calibrate", type=click.IntRange(min=8), help="Train so many networks briefly and weigh the scores by them; 20-40."
@@ -140,6 +142,7 @@ def main(
     the same ratings. Exit codes: 0 found, 1 no network fits, 2 the request is wrong, 3 the machine failed.
     """
     from dna_deploy.cli._found import picked_answer, reported, trained_answer
+    from dna_deploy.errors import RequestError
     from dna_deploy.limits import Wanted
     from dna_deploy.recipe import recipe
     from dna_deploy.run import Asked
@@ -149,6 +152,10 @@ def main(
     if RANK > 0:  # torchrun started it beside the first
         join()
         return {}
+    if address and WORLD > 1:
+        raise RequestError("--ray under torchrun: Ray starts its own processes; run dna-search alone, or leave out --ray")
+    if diverse and top == 1:
+        raise RequestError("--diverse without --top: how many networks are to differ? add for example --top 5")
     if WORLD > 1:
         from dna_deploy.machine import dismiss, this_machine
 
@@ -156,7 +163,7 @@ def main(
     asked = Asked(
         teacher=teacher,
         teacher_weights=str(teacher_weights) if teacher_weights else None,
-        cut=cut.split(",") if cut else [],
+        cut=[module.strip() for module in cut.split(",")] if cut else [],
         data=data,
         data_root=data_root,
         space=f"derived:{teacher}" if space == "auto" else space,
@@ -177,16 +184,15 @@ def main(
     wishes = _wishes(latencies, device, confidence, extrapolate)
     if address:
         from dna_deploy.cluster import rate_on
-    others = [other_run(name, asked) for name in dict.fromkeys(averaged)]
-    more = others or calibrate  # scores the pick waits for
+    others = list(dict.fromkeys(other_run(other, asked) for other in averaged))
+
+    def weigh(run: "Run", space: "SearchSpace") -> None:
+        average(run, space, others)
+        if calibrate:
+            calibrate_run(run, space, calibrate)
+
     rate = rate_on(address) if address else None
-    found = search(asked, name, wishes, 0 if more else measure_top, wanted, rate, how if trained else None)
-    if others:
-        average(found.pick.run, found.architecture.space, others)
-    if calibrate:
-        calibrate_run(found.pick.run, found.architecture.space, calibrate)
-    if more:
-        found = search(asked, name, wishes, measure_top, wanted)
+    found = search(asked, name, wishes, measure_top, wanted, rate, weigh, how if trained else None)
     if replace_one:
         replace_one_run(found.pick.run, found.architecture, rating_images)
     answer = picked_answer(found, confidence)
