@@ -19,7 +19,7 @@ from dna_deploy.networks import untrained
 from dna_deploy.plugins import find
 from dna_deploy.predictor import LatencyPredictor
 from dna_deploy.recipe import Training
-from dna_deploy.run import Asked, Picked, TeacherReport, open_run
+from dna_deploy.run import Asked, Pick, Picked, TeacherReport, open_run
 from dna_deploy.supernet import Supernet
 from dna_deploy.table import LatencyTable, find_table
 from dna_deploy.teacher import Teacher, cut
@@ -54,7 +54,7 @@ def finish(rated, monkeypatch):
     arch, predictor = sample(space, random.Random(0)), LatencyPredictor(LatencyTable.load(find_table("pixel1")))
 
     def finish(name, how):
-        pick, picked = run.pick(name, 1.0), Picked("pixel1", "pixel1.jsonl", 1.0, 0.9, -1.0, arch.macs, arch.params, None)
+        pick, picked = Pick(run.folder / name), Picked("pixel1", "pixel1.jsonl", 1.0, 0.9, -1.0, arch.macs, arch.params, None)
         pick.folder.mkdir(exist_ok=True)
         arch.save(pick.architecture)
         return search.finish(Found(pick, arch, picked, None, (Budget(predictor, 1.0),), (arch,)), predictor, how), pick
