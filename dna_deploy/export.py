@@ -147,7 +147,9 @@ def _verified(
     if not verification.ok:
         last = there or links[-1]
         where = f"{path.with_name(last.file) if last.file else path}: step {last.step}"
-        raise CheckFailed(f"{where} is not the network it was made from: {'; '.join(failures(last))}")
+        same = all(comparison.ok for comparison in last.comparisons)
+        answer = "does not run as asked" if same else "is not the network it was made from"
+        raise CheckFailed(f"{where} {answer}: {'; '.join(failures(last))}")
     return verification, [target.with_name(file.name) for file in files]
 
 

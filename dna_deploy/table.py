@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dna_deploy.errors import RequestError, TableError
-from dna_deploy.files import disk_errors, parse, write_atomic
+from dna_deploy.files import alone, disk_errors, parse, write_atomic
 from profilers import Device, Measurement, Visit, drift_of_sessions, settled, summarize
 
 SCHEMA = "dna-deploy/latency-table/1"
@@ -220,21 +220,11 @@ def appending(path: Path, header: Header | None = None) -> Iterator["Appender"]:
 
     With `header` a table that does not exist is made first, under the same lock: two that start at once make one.
     """
-    from filelock import FileLock, Timeout
-
     if path.is_dir():
         raise TableError(f"{path}: a folder; give --table a file, such as {path / 'cpu.jsonl'}")
     if path.is_symlink():  # the lock and the new file belong beside the table itself
         path = path.resolve()
-    lock = FileLock(path.with_name(f".{path.name}.lock"), blocking=False)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise TableError(f"{path}: another dna-profile is writing this table; wait for it or use another --table") from None
-    except OSError as error:
-        raise TableError(f"{path}: cannot be written ({error.strerror}); give another --table") from None
-    try:
+    with alone(path, "dna-profile"):
         with disk_errors(path):
             if header is not None and not path.exists():
                 create(path, header)
@@ -242,8 +232,6 @@ def appending(path: Path, header: Header | None = None) -> Iterator["Appender"]:
             file = path.open("ab", buffering=0)
         with file:
             yield Appender(path, file)
-    finally:
-        lock.release()
 
 
 @dataclass(frozen=True)

@@ -347,7 +347,7 @@ def test_two_profiles_of_one_table_at_once_are_refused(tmp_path):
             time.sleep(0.02)
         running.send_signal(signal.SIGSTOP)  # it holds the table for as long as the other one tries
         _, said = dna("profile", *flags, cwd=tmp_path, expect=2)
-        assert "another dna-profile is writing this table" in said
+        assert "another dna-profile is writing here" in said
     finally:
         running.send_signal(signal.SIGKILL)
         running.wait()

@@ -207,7 +207,7 @@ def test_how_a_session_ended_is_kept(path):
 
 
 def test_two_writers_at_once_are_refused(path):
-    with appending(path), pytest.raises(TableError, match="another dna-profile"), appending(path):
+    with appending(path), pytest.raises(RequestError, match="another dna-profile"), appending(path):
         pass
 
 
@@ -217,7 +217,7 @@ def test_a_link_to_a_table_stays_one_and_shares_its_lock(path, tmp_path):
     link = tmp_path / "own" / "cpu.jsonl"
     link.symlink_to(path)
     with appending(link) as out:
-        with pytest.raises(TableError, match="another dna-profile"), appending(path):
+        with pytest.raises(RequestError, match="another dna-profile"), appending(path):
             pass
         out.compact()
     assert link.is_symlink() and '"low_ms"' in path.read_text()
@@ -237,7 +237,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         pass
     (tmp_path / "file").touch()
     with (
-        pytest.raises(TableError, match=r"cannot be written \(.+\); give another --table"),
+        pytest.raises(RequestError, match=r"cannot be written \(.+\); choose another folder"),
         appending(tmp_path / "file" / "t.jsonl"),
     ):
         pass
