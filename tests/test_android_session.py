@@ -193,7 +193,10 @@ def test_what_was_changed_is_put_back(open_session: Callable[..., Session], tmp_
     assert not (tmp_path / "base" / "saved").exists()
 
 
-def test_slow_settings_are_put_back_before_they_are_changed_again(open_session: Callable[..., Session], tmp_path: Path) -> None:
+def test_slow_settings_are_put_back_before_they_are_changed_again(
+    open_session: Callable[..., Session], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     LocalLink(tmp_path).says("settings", "3\n")
     slow = tmp_path / "bin" / "settings"
     kept, changes = tmp_path / "settings.txt", tmp_path / "changes"
@@ -202,7 +205,14 @@ def test_slow_settings_are_put_back_before_they_are_changed_again(open_session: 
     visits = session.visits(ops()[:3], Plan(rounds=20, runs=1000, visit_ms=0, max_runs=1000))
     next(visits)
     (tmp_path / "dumpsys.txt").write_text(HOT)  # the runner is stopped, and started again as soon as it is cool
-    cooled = threading.Timer(0.7, lambda: (tmp_path / "dumpsys.txt").write_text(COOL))
+
+    def cool_as_soon_as_it_is_waited_for() -> None:
+        end = time.monotonic() + 60
+        while "cooling down" not in caplog.text and time.monotonic() < end:
+            time.sleep(0.02)
+        (tmp_path / "dumpsys.txt").write_text(COOL)
+
+    cooled = threading.Thread(target=cool_as_soon_as_it_is_waited_for)
     cooled.start()
     list(visits)
     cooled.join()
