@@ -68,6 +68,8 @@ def in_precision(graph: Path, target: Path, original: Original, exporter: Export
     model = onnx.load(graph)
     seen = observe(model, original.held_out)
     if options.precision == "int8":
+        if original.held_out.labels is None:
+            say("int8 without --data: synthetic images decide its ranges and what it loses, so most layers may go back to float")
         return quantize_within(graph, target, seen, original.held_out, options.max_drop, exporter.symmetric_int8, portable.load)
     lowered, kept = lower(model, options.precision, seen)
     portable.save(lowered, target)

@@ -99,6 +99,15 @@ def test_a_run_without_its_latency_table_is_exported_all_the_same(original, caps
     assert "no_such_table.jsonl" in capsys.readouterr().err
 
 
+def test_int8_without_labelled_images_says_what_decides(original, capsys):
+    labelled = replace(original.held_out, labels=np.zeros(12, int))
+    for held_out, told in ((original.held_out, 1), (labelled, 0)):
+        done = graphs(replace(original, held_out=held_out), find("exporters", "onnx"), Options("int8"))
+        original.folder.mkdir(exist_ok=True)
+        assert [step.precision for step in done] == ["fp32", "fp32", "int8"]
+        assert capsys.readouterr().err.count("int8 without --data") == told
+
+
 def test_a_network_that_answers_with_no_number_is_refused(original):
     original.network[3].weight.data[0, 0] = float("nan")
     with pytest.raises(RequestError, match=r"a network: answers 12 of 12 random images with NaN or infinity before anything"):
