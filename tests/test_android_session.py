@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -202,7 +203,8 @@ def test_slow_settings_are_put_back_before_they_are_changed_again(
     kept, changes = tmp_path / "settings.txt", tmp_path / "changes"
     slow.write_text(f"#!/bin/sh\nsleep .5\n[ $1 = get ] && exec cat {kept}\necho $4 | tee -a {changes} >{kept}\n")
     session = open_session(Limits(drift=None, clock=0, cool_s=20), stay_on=True)
-    visits = session.visits(ops()[:3], Plan(rounds=20, runs=1000, visit_ms=0, max_runs=1000))
+    session.settings = replace(session.settings, longest_poll_s=0.1)  # asked often, it is hot before all is done
+    visits = session.visits(ops()[:3], Plan(rounds=20, runs=2000, visit_ms=0, max_runs=2000))
     next(visits)
     (tmp_path / "dumpsys.txt").write_text(HOT)  # the runner is stopped, and started again as soon as it is cool
 
