@@ -54,7 +54,9 @@ def profile(
         _require_same(table, environment)
         models = wanted(space, validate)
         if not again:
-            enough = {key for key, found in table.measurements.items() if found.rounds >= stop.min_rounds}
+            widest = stop.halfwidth if table.interrupted else math.inf
+            done = table.measurements.items()
+            enough = {key for key, found in done if found.rounds >= stop.min_rounds and found.halfwidth <= widest}
             models = [model for model in models if model.key not in enough]
         if not models:
             return _profile(path, space, 0, "every op and network is already in the table")

@@ -131,6 +131,11 @@ class LatencyTable:
         return self.header.source is not None
 
     @property
+    def interrupted(self) -> bool:
+        """Whether the last session was cut off before it had measured as long as it was to."""
+        return bool(self.sessions) and (not self.ends or self.ends[-1].ended < self.sessions[-1].session)
+
+    @property
     def next_round(self) -> int:
         return 1 + max((visit.round for visits in self.visits.values() for visit in visits), default=-1)
 

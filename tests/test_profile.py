@@ -90,6 +90,25 @@ def test_what_fits_is_measured_whole(workdir, simulate, tiny):
     assert end.why == done.ended and session.conditions == end.conditions == {"load": 0.25}
 
 
+def test_an_interrupted_session_is_gone_on_with_where_it_was_not_sure_yet(workdir, simulate, tiny):
+    def cut(round):
+        if round == 10:
+            raise KeyboardInterrupt
+        return 1.0
+
+    def again():
+        return profile(DEVICE, tiny, workdir / "t.jsonl", validate=0, plan=Plan(rounds=12), stop=Stop(halfwidth=1e-9))
+
+    simulate(Simulated(slow=cut))
+    with pytest.raises(KeyboardInterrupt):
+        again()
+    assert LatencyTable.load(workdir / "t.jsonl").interrupted
+    simulate(Simulated())
+    whole = again()
+    assert whole.measured == len(tiny.ops) and {len(taken) for taken in whole.table.visits.values()} >= {10 + 12}
+    assert not whole.table.interrupted and again().measured == 0  # as sure as one session makes it
+
+
 def test_what_does_not_fit_is_predicted_and_never_counts_as_measured(workdir, simulate, mobile):
     simulate(Simulated(visit_s=0.004))
     path = workdir / "t.jsonl"
