@@ -43,6 +43,14 @@ class Device:
                     "out, or choose another device"
                 )
 
+    def require_cores(self, count: int, choice: str = "") -> None:
+        """Refuse more threads than the `count` cores they are kept to; `choice` says which others the device has."""
+        if self.threads > count:
+            raise UnknownDevice(
+                f"device {self.name}: {self.threads} threads on {count} core{'s' if count > 1 else ''} ({self.cores}) would wait "
+                f"for each other; give --threads {count}, or as many --cores{choice}"
+            )
+
 
 def registry() -> dict[str, Device]:
     """Every device we can measure, by name: those shipped, then the user's own from ./devices.toml."""

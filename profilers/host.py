@@ -115,11 +115,8 @@ def _require(device: Device) -> None:
         raise DeviceUnavailable(f"device {device.name}: {' '.join(asked)} cannot be measured here; expected onnxruntime cpu fp32")
     with _pinned(device.cores):  # cores that are not there are refused before a session begins
         pass
-    if device.cores is not None and device.threads > (count := len(_core_list(device.cores))):
-        raise UnknownDevice(
-            f"device {device.name}: {device.threads} threads on {count} core{'s' if count > 1 else ''} ({device.cores}) would "
-            f"wait for each other; give --threads {count}, or as many --cores"
-        )
+    if device.cores is not None:
+        device.require_cores(len(_core_list(device.cores)))
 
 
 def _session(device: Device, model: Model) -> Any:

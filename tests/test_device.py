@@ -68,3 +68,11 @@ def test_a_setting_that_changes_nothing_is_refused(kind, settings):
     name, value = next(iter(settings.items()))
     with pytest.raises(UnknownDevice, match=f"device mine: {name} = {value!r} changes nothing on a device of kind {kind}; leave"):
         find_profiler(device).environment(device)
+
+
+def test_more_threads_than_cores_are_refused_with_what_to_give() -> None:
+    device = Device(name="phone", kind="android", threads=2, cores="80")
+    device.require_cores(2)
+    expected = r"device phone: 2 threads on 1 core \(80\) would wait .* give --threads 1, or as many --cores, a mask out of f, f0"
+    with pytest.raises(UnknownDevice, match=expected):
+        device.require_cores(1, ", a mask out of f, f0")

@@ -23,7 +23,7 @@ from profilers._android.package import pack, parse
 from profilers._android.runtime import Runtime, page_alignment
 from profilers._android.tensors import batches, split_outputs
 from profilers.device import Device
-from profilers.errors import DeviceUnavailable, ModelRejected, UnknownDevice
+from profilers.errors import DeviceUnavailable, ModelRejected
 from profilers.protocol import Model, Plan, Visit
 
 log = logging.getLogger(__name__)
@@ -45,12 +45,9 @@ class Session:
         self.link, self.device, self.settings = link, device, settings
         self.look()
         self.mask = self.facts.mask(device.cores)
-        if self.mask is not None and device.threads > (count := self.mask.bit_count()):
-            raise UnknownDevice(
-                f"device {device.name}: {device.threads} threads on {count} core{'s' if count > 1 else ''} ({device.cores}, mask "
-                f"{self.mask:x}) would wait for each other; give --threads {count}, or as many --cores, a mask out of "
-                f"{', '.join(map(str, self.facts.clusters)) or 'those it has'}"
-            )
+        if self.mask is not None:
+            clusters = ", ".join(map(str, self.facts.clusters))
+            device.require_cores(self.mask.bit_count(), f", a mask out of {clusters}" if clusters else "")
         self.runtime: Runtime | None = None
         self.version = ""  # of the runtime, as it says itself on the device
 
