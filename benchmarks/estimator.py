@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 from benchmarks._report import Result, arguments, report
 from dna_deploy.arch import Architecture
 from dna_deploy.table import LatencyTable
-from profilers import summarize
+from profilers import leveled, summarize_all
 
 KEPT = Path(__file__).parent / "results" / "estimator.json"
 
@@ -75,25 +75,27 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--table", type=Path, default=Path("latency_tables/cpu.jsonl"), help="table with the samples")
     table = LatencyTable.load(parser.parse_args().table)
-    common = set.intersection(*({visit.round for visit in visits} for visits in table.visits.values()))
     rows, results = [], []
+    last = table.sessions[1].first_round if len(table.sessions) > 1 else table.next_round
+    visits = [visit for visit in table.visits if visit.round < last]  # of the first session
     samples: dict[str, dict[int, list[int]]] = {}
-    for key, visits in table.visits.items():
-        for visit in visits:
-            samples.setdefault(key, {}).setdefault(visit.round, []).extend(visit.ns)
-    estimates: dict[str, Callable[[str, list[int]], float]] = {
-        name: (lambda key, rounds, of=of: of([samples[key][round] for round in rounds])) for name, of in ESTIMATORS.items()
+    for visit in visits:
+        samples.setdefault(visit.key, {}).setdefault(visit.round, []).extend(visit.ns)
+    common = set.intersection(*(set(rounds) for rounds in samples.values()))
+    estimates: dict[str, Callable[[list[int]], Mapping[str, float]]] = {
+        name: (lambda rounds, of=of: {key: of([ns[round] for round in rounds]) for key, ns in samples.items()})
+        for name, of in ESTIMATORS.items()
     }
-    own = {key: {round: [v for v in visits if v.round == round] for round in common} for key, visits in table.visits.items()}
 
-    def protocol(key: str, rounds: list[int]) -> float:
-        return summarize((visit for round in rounds for visit in own[key][round]), table.drift).latency_ms
+    def ours(rounds: list[int]) -> Mapping[str, float]:
+        half = leveled([visit for visit in visits if visit.round in rounds])
+        return {key: found.latency_ms for key, found in summarize_all(half).items()}
 
-    estimates["the protocol's: that of the lower quartile, drift divided out"] = protocol
+    estimates["ours: that of the lower quartile, over what the visits around each say of the device"] = ours
     for name, estimate in estimates.items():
         row = {"estimator": name}
         for split, (first, second) in halves(sorted(common)).items():
-            found = compare(*({key: estimate(key, half) for key in samples} for half in (first, second)))
+            found = compare(estimate(first), estimate(second))
             row |= {f"{split}: median": found[0], f"{split}: worst tenth": found[1], f"{split}: rank correlation": found[2]}
             results.append(Result(f"{name}, {split}", found[0], "", n=len(samples)))
         rows.append(row)

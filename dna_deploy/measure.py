@@ -19,11 +19,13 @@ from profilers import (
     Plan,
     Stop,
     Visit,
+    by_key,
     find_profiler,
+    leveled,
     measure,
     registry,
     scaled,
-    summarize,
+    summarize_all,
 )
 from profilers.host import sample
 
@@ -85,26 +87,26 @@ def measure_whole(
 
 def measure_on(device: Device, models: Sequence[Model], seconds: float = 20.0) -> dict[str, Measurement]:
     """Measure models on a device as fast as it is now, by key."""
-    plan, taken = Plan(rounds=24, anchors=0), {model.key: list[Visit]() for model in models}
+    plan, taken = Plan(rounds=24, anchors=0), list[Visit]()
     with bar(f"measuring on {device.name}", plan.rounds * len(models)) as advance:
         for visit in measure(find_profiler(device), device, models, plan, Stop(seconds=seconds)):
-            taken[visit.key].append(visit)
+            taken.append(visit)
             advance(1)
-    return {key: summarize(visits) for key, visits in taken.items()}
+    return summarize_all(leveled(taken))
 
 
 def measure_runs(runs: Mapping[str, Callable[[], object]], seconds: float = 20.0) -> dict[str, Measurement]:
     """Time functions of this process beside each other, in interleaved rounds like everything else."""
-    plan, taken = Plan(rounds=24, anchors=0), {key: list[Visit]() for key in runs}
+    plan, taken = Plan(rounds=24, anchors=0), list[Visit]()
     end = time.monotonic() + seconds
     with bar("measuring in this process", plan.rounds * len(runs)) as advance:
         for round in range(plan.rounds):
             for key in plan.order(list(runs), round):
-                taken[key].append(Visit(key, round, sample(runs[key], plan)))
+                taken.append(Visit(key, round, sample(runs[key], plan)))
                 advance(1)
             if time.monotonic() > end:
                 break
-    return {key: summarize(visits) for key, visits in taken.items()}
+    return summarize_all(leveled(taken))
 
 
 def remark(speed: float | None) -> str | None:
@@ -120,7 +122,7 @@ def remark(speed: float | None) -> str | None:
 
 def _references(table: LatencyTable, about_ms: float) -> list[str]:
     """The table's whole networks nearest to `about_ms`; its anchors where it has no networks."""
-    sure = [key for key in table.visits if has_interval(table.measurements[key])]
+    sure = [key for key in by_key(table.visits) if has_interval(table.measurements[key])]
     networks = [key for key in sure if Architecture.is_key(key) and buildable(key)]
     near = sorted(networks, key=lambda key: abs(table.measurements[key].latency_ms - about_ms))[:REFERENCES]
     return near or [key for key in anchors_of(table.sessions) if key in sure and buildable(key)]

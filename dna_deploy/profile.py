@@ -7,9 +7,8 @@ completes the table from them and from other devices' tables.
 import dataclasses
 import math
 import random
-import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,7 +24,7 @@ from dna_deploy.space import SearchSpace
 from dna_deploy.table import Appender, End, LatencyTable, PredictedRow, Session, VisitRow, anchors_of, appending, header_of
 from dna_deploy.transfer import FEWEST as FEWEST_OPS
 from dna_deploy.transfer import describe, worth_measuring
-from profilers import Device, Model, Plan, Profiler, Stop, Visit, find_profiler, measure, settled
+from profilers import Device, Model, Plan, Profiler, Stop, Visit, find_profiler, measure, own_speed
 
 
 @dataclass(frozen=True)
@@ -142,20 +141,19 @@ def _session(
                     source.close()
                     break
     rounds = taken[-1].round + 1 if taken else 0
-    drift = {round: slowness for round, slowness in LatencyTable.load(out.path).drift.items() if round >= first}
-    why = f"{why}, after {rounds} round{'s' if rounds != 1 else ''}{_slowness(drift)}"
+    slowness = [visit.slowness for visit in LatencyTable.load(out.path).visits if visit.round >= first]
+    why = f"{why}, after {rounds} round{'s' if rounds != 1 else ''}{_told(slowness)}"
     out.add(End(_now(), why, profiler.conditions(device)))
     return pace, why
 
 
-def _slowness(drift: Mapping[int, float]) -> str:
+def _told(slowness: Sequence[float]) -> str:
     """What to tell a person of a session in which the device was not always as fast, or not what it was in the first one."""
-    kept = settled(drift)
-    out = [slowness for round, slowness in drift.items() if round not in kept]
-    own = statistics.median_low(drift[round] for round in kept) if kept else 1.0
-    told = ""
-    if out:
-        told = f"; {len(out)} of {len(drift)} rounds rejected, {statistics.median(out) / own:.2g} times as slow as the rest"
+    ordered = sorted(slow for slow in slowness if not math.isnan(slow))
+    if not ordered:
+        return ""
+    own, slow = own_speed(ordered), ordered[9 * len(ordered) // 10]
+    told = f"; during a tenth of the visits {slow / own:.2g} times as slow or slower, divided out" if slow > 1.1 * own else ""
     if abs(own - 1) > 0.05:
         told += f"; brought to the first session's speed (this one was {own:.2f} times as slow)"
     return told

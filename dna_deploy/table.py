@@ -1,7 +1,8 @@
 """Latency tables: JSON Lines, one file a target, a header line and then one measured op or network a line.
 
 A measured table grows by one `Visit` row for each visit as it is taken, so that an interrupted session loses nothing;
-`compact` then gathers the visits of each op into one `Row`, which shows the figures to a reader and keeps every sample.
+`compact` then gathers the visits of each op into one `Row`, which shows the figures to a reader and keeps every sample and
+when it was taken.
 What counts on loading are the samples. A `Published` row carries what others measured, of which only figures exist. A
 `PredictedRow` says what the regressor makes of an op that was not measured; it never counts as measured, and is written
 anew whenever more is.
@@ -11,17 +12,21 @@ import errno
 import json
 import math
 import os
+import re
+from bisect import bisect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from dna_deploy.errors import RequestError, TableError
 from dna_deploy.files import alone, disk_errors, parse, write_atomic
-from profilers import Device, Measurement, Visit, drift_of_sessions, settled, summarize
+from profilers import Device, Measurement, Visit, by_key, leveled_sessions, summarize_all
 
-SCHEMA = "dna-deploy/latency-table/1"
+SCHEMA = "dna-deploy/latency-table/2"
+WHEN = re.compile(r"\d{1,9}\.\d{1,9}")
 SHIPPED = Path(__file__).parent.parent / "latency_tables"
 OWN = Path("latency_tables")  # in the folder the command runs in; in a checkout the two are one
 
@@ -62,14 +67,10 @@ class VisitRow:
     round: int
     ns: list[int]
 
-    @property
-    def by_round(self) -> Mapping[int, list[int]]:
-        return {self.round: self.ns}
-
 
 @dataclass(frozen=True)
 class Row:
-    """One op or network, its figures first (milliseconds), then its samples: {round: nanoseconds of each run}."""
+    """One op or network, its figures first (milliseconds), then its samples: {"round.place in it": nanoseconds of each run}."""
 
     key: str
     latency_ms: float
@@ -78,11 +79,7 @@ class Row:
     median_ms: float
     p90_ms: float
     n: int
-    ns: dict[int, list[int]]
-
-    @property
-    def by_round(self) -> Mapping[int, list[int]]:
-        return self.ns
+    ns: dict[str, list[int]]
 
 
 @dataclass(frozen=True)
@@ -116,8 +113,7 @@ class LatencyTable:
     header: Header
     measurements: Mapping[str, Measurement]
     sessions: tuple[Session, ...] = ()
-    visits: Mapping[str, tuple[Visit, ...]] = field(default_factory=dict, repr=False)
-    drift: Mapping[int, float] = field(default_factory=dict, repr=False)
+    visits: tuple[Visit, ...] = field(default=(), repr=False)  # in the order they were taken
     predicted: Mapping[str, PredictedRow] = field(default_factory=dict, repr=False)
     ends: tuple[End, ...] = ()
 
@@ -137,13 +133,12 @@ class LatencyTable:
 
     @property
     def next_round(self) -> int:
-        return 1 + max((visit.round for visits in self.visits.values() for visit in visits), default=-1)
+        return 1 + max((visit.round for visit in self.visits), default=-1)
 
     @staticmethod
     def load(path: Path) -> "LatencyTable":
         header, rows = _read(path)
         sessions = tuple(row for row in rows if isinstance(row, Session))
-        runs: dict[str, dict[int, list[int]]] = {}  # of each key in each round; an anchor is visited several times in one
         measurements: dict[str, Measurement] = {}
         gathered: set[str] = set()
         for row in rows:
@@ -153,28 +148,23 @@ class LatencyTable:
                 gathered.add(row.key)
             if isinstance(row, Published):
                 measurements[row.key] = _published(row)
-            elif isinstance(row, (VisitRow, Row)):
-                for number, ns in row.by_round.items():
-                    runs.setdefault(row.key, {}).setdefault(number, []).extend(ns)
-        visits = {key: tuple(Visit(key, number, tuple(ns)) for number, ns in rounds.items()) for key, rounds in runs.items()}
-        both = sorted(set(visits) & set(measurements))
-        if both:
+        starts = sorted({0, *(session.first_round for session in sessions)})
+        parts = [list(visits) for _, visits in groupby(_taken(path, rows), lambda visit: bisect(starts, visit.round))]
+        visits = tuple(leveled_sessions(parts))
+        measured = by_key(visits)
+        if both := sorted(measured.keys() & measurements.keys()):
             raise TableError(f"{path}: {both[0]} is both measured and published there; keep one of the rows")
-        every = (visit for taken in visits.values() for visit in taken)
-        parts = drift_of_sessions(every, anchors_of(sessions), [session.first_round for session in sessions])
-        drift = {round: slowness for part in parts for round, slowness in part.items()}
-        kept = {round for part in parts for round in settled(part)}
-        measurements.update({key: summarize(_in(kept, taken), drift) for key, taken in visits.items()})
-        apart = [key for key, taken in visits.items() if drift and not any(visit.round in drift for visit in taken)]
+        measurements.update(summarize_all(visits))
+        apart = [key for key, taken in measured.items() if all(math.isnan(visit.slowness) for visit in taken)]
         if lost := [key for key in apart if has_interval(measurements[key])]:
             raise TableError(
-                f"{path}: {lost[0]} was measured in no session with the first one's anchors: how fast the device was then is "
+                f"{path}: {lost[0]} was measured in no session with a model of the first one: how fast the device was then is "
                 "unknown; move that session's lines to a table of their own"
             )
         guesses = [row for row in rows if isinstance(row, PredictedRow)]
         predicted = {row.key: row for row in guesses if row.key not in measurements or not has_interval(measurements[row.key])}
         ends = tuple(row for row in rows if isinstance(row, End))
-        return LatencyTable(path, header, measurements, sessions, visits, drift, predicted, ends)
+        return LatencyTable(path, header, measurements, sessions, visits, predicted, ends)
 
 
 def anchors_of(sessions: Sequence[Session]) -> list[str]:
@@ -185,11 +175,6 @@ def anchors_of(sessions: Sequence[Session]) -> list[str]:
 def has_interval(found: Measurement) -> bool:
     """Published, or measured in enough rounds to say how sure it is: a reading of one round would mislead the search."""
     return found.rounds == 0 or math.isfinite(found.high_ms)
-
-
-def _in(rounds: set[int], visits: Sequence[Visit]) -> Sequence[Visit]:
-    """The visits of the rounds that count; all of them where none does."""
-    return [visit for visit in visits if visit.round in rounds] or visits
 
 
 def find_table(name: str) -> Path:
@@ -256,7 +241,11 @@ class Appender:
         table = LatencyTable.load(self.path)
         _, rows = _read(self.path)
         lines = [_line(table.header), *(_line(row) for row in rows if isinstance(row, (Session, End, Published)))]
-        lines += [_line(_row(key, table.measurements[key], visits)) for key, visits in table.visits.items()]
+        samples: dict[str, dict[str, list[int]]] = {}
+        for _, visits in groupby(table.visits, lambda visit: visit.round):
+            for place, visit in enumerate(visits):
+                samples.setdefault(visit.key, {})[f"{visit.round}.{place}"] = list(visit.ns)
+        lines += [_line(_row(key, table.measurements[key], ns)) for key, ns in samples.items()]
         lines += [_line(row) for row in predicted]
         write_atomic(self.path, lambda temporary: temporary.write_text("".join(lines), encoding="utf-8"))
 
@@ -269,11 +258,26 @@ def _line(row: Any) -> str:
     return json.dumps(asdict(row), separators=(", ", ": "), allow_nan=False) + "\n"
 
 
-def _row(key: str, measured: Measurement, visits: Iterable[Visit]) -> Row:
+def _row(key: str, measured: Measurement, ns: dict[str, list[int]]) -> Row:
     figures = (measured.latency_ms, measured.low_ms, measured.high_ms, measured.median_ms, measured.p90_ms)
     latency, low, high, median, p90 = (None if ms == float("inf") else round(ms, 6) for ms in figures)
     assert latency is not None and low is not None and median is not None and p90 is not None
-    return Row(key, latency, low, high, median, p90, measured.n, {visit.round: list(visit.ns) for visit in visits})
+    return Row(key, latency, low, high, median, p90, measured.n, ns)
+
+
+def _taken(path: Path, rows: Iterable[AnyRow]) -> list[Visit]:
+    """Every visit, in the order they were taken."""
+    found: dict[tuple[int, int], Visit] = {}
+    for row in rows:
+        if isinstance(row, VisitRow):
+            found[row.round, len(found)] = Visit(row.key, row.round, tuple(row.ns))
+        elif isinstance(row, Row):
+            for when, ns in row.ns.items():
+                round, place = map(int, when.split("."))
+                if (round, place) in found:
+                    raise TableError(f"{path}: {row.key} and {found[round, place].key} were both taken at {when}; keep one")
+                found[round, place] = Visit(row.key, round, tuple(ns))
+    return [found[when] for when in sorted(found)]
 
 
 def _published(row: Published) -> Measurement:
@@ -295,7 +299,7 @@ def _read(path: Path) -> tuple[Header, list[AnyRow]]:
     lines = text.splitlines()
     found = _object(lines[0], f"{path}, line 1")
     if found.get("schema") != SCHEMA:
-        raise TableError(f"{path}: schema {found.get('schema')!r}; this version reads {SCHEMA!r}")
+        raise TableError(f"{path}: schema {found.get('schema')!r}; this version reads {SCHEMA!r}: move it away and profile again")
     try:
         header = parse(Header, found, f"{path}, line 1")
         rows = [_typed(_object(line, f"{path}, line {n}"), f"{path}, line {n}") for n, line in enumerate(lines[1:], 2)]
@@ -348,7 +352,11 @@ def _typed(found: dict[str, Any], where: str) -> AnyRow:
             raise TableError(
                 f"{where}: {row.key} has std_ms {row.std_ms} over n = {row.n} runs; expected null or >= 0, and n >= 1"
             )
-    elif not row.by_round or min(row.by_round) < 0 or any(not ns or min(ns) <= 0 for ns in row.by_round.values()):
+        return row
+    if isinstance(row, Row) and (odd := [when for when in row.ns if not WHEN.fullmatch(when)]):
+        raise TableError(f"{where}: {row.key} was taken at {odd[0]!r}; expected a round and the place in it, such as 3.17")
+    samples = [row.ns] if isinstance(row, VisitRow) else list(row.ns.values())
+    if not samples or any(not ns or min(ns) <= 0 for ns in samples) or (isinstance(row, VisitRow) and row.round < 0):
         raise TableError(f"{where}: {row.key} has a negative round or a time of zero or less; expected positive nanoseconds")
     return row
 

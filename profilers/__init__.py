@@ -5,20 +5,19 @@ from pathlib import Path
 
 from profilers.device import Device, find_device, registry
 from profilers.errors import DeviceUnavailable, ModelBroken, ModelRejected, ModelUnsupported, ProfilerError, UnknownDevice
-from profilers.protocol import (
+from profilers.estimate import (
     Measurement,
-    Model,
-    Plan,
-    Profiler,
-    Stop,
     Visit,
-    drift_of_sessions,
-    measure,
+    by_key,
+    leveled,
+    leveled_sessions,
+    own_speed,
     repeatability,
     scaled,
-    settled,
     summarize,
+    summarize_all,
 )
+from profilers.protocol import Model, Plan, Profiler, Stop, measure
 
 __all__ = [
     "Device",
@@ -34,18 +33,21 @@ __all__ = [
     "Stop",
     "UnknownDevice",
     "Visit",
-    "drift_of_sessions",
+    "by_key",
     "find_device",
     "find_profiler",
+    "leveled",
+    "leveled_sessions",
     "measure",
+    "own_speed",
     "registry",
     "repeatability",
     "scaled",
-    "settled",
     "summarize",
+    "summarize_all",
 ]
 
-_PARTS = ("device", "errors", "protocol")  # of the package itself; every other file is a kind of device
+_PARTS = ("device", "errors", "estimate", "protocol")  # of the package itself; every other file is a kind of device
 
 
 def find_profiler(device: Device) -> Profiler:

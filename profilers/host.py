@@ -11,7 +11,8 @@ from typing import Any
 
 from profilers.device import Device
 from profilers.errors import DeviceUnavailable, ModelRejected, UnknownDevice
-from profilers.protocol import Model, Plan, Visit
+from profilers.estimate import Visit
+from profilers.protocol import Model, Plan
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,8 @@ from profilers._tensorrt.probes import can_run
 from profilers._tensorrt.session import Session, Timed, gpu
 from profilers.device import Device
 from profilers.errors import DeviceUnavailable
-from profilers.protocol import Model, Plan, Visit
+from profilers.estimate import Visit
+from profilers.protocol import Model, Plan
 
 log = logging.getLogger(__name__)
 

@@ -120,7 +120,7 @@ def test_without_the_phone_what_was_found_stands(tiny, workdir: Path, capsys: py
     header = (
         '{"target": "pixel", "about": "", "device": {"name": "pixel", "kind": "android", "address": "nobody"}, "environment": {}}'
     )
-    path.write_text(header.replace("{}}", '{}, "source": null, "licence": null, "schema": "dna-deploy/latency-table/1"}') + "\n")
+    path.write_text(header.replace("{}}", '{}, "source": null, "licence": null, "schema": "dna-deploy/latency-table/2"}') + "\n")
     arch = sample(tiny, random.Random(0))
     assert measure_whole(LatencyTable.load(path), [Model("found", onnx_of(arch.ops))], about_ms=1.0) is None
     assert "no phone 'nobody'" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from dna_deploy.plugins import find
 from dna_deploy.predictor import LatencyPredictor, known_ops, open_predictor
 from dna_deploy.profile import Pace, affordable, profile, wanted
 from dna_deploy.table import LatencyTable, create, has_interval, header_of
-from profilers import Device, Plan, Stop, Visit, protocol
+from profilers import Device, Plan, Stop, Visit, by_key, protocol
 
 DEVICE = Device("sim", "host")
 UNANCHORED = Plan(anchors=0, anchor_every=10**6)
@@ -105,7 +105,7 @@ def test_an_interrupted_session_is_gone_on_with_where_it_was_not_sure_yet(workdi
     assert LatencyTable.load(workdir / "t.jsonl").interrupted
     simulate(Simulated())
     whole = again()
-    assert whole.measured == len(tiny.ops) and {len(taken) for taken in whole.table.visits.values()} >= {10 + 12}
+    assert whole.measured == len(tiny.ops) and {len(taken) for taken in by_key(whole.table.visits).values()} >= {10 + 12}
     assert not whole.table.interrupted and again().measured == 0  # as sure as one session makes it
 
 
@@ -219,8 +219,7 @@ def test_a_device_that_throttles_half_way_is_seen_through(workdir, simulate, tin
     done = profile(DEVICE, tiny, workdir / "t.jsonl", validate=0, plan=plan, stop=Stop(seconds=60, halfwidth=1e-9))
     for op in tiny.ops:
         assert done.table.measurements[op.key].latency_ms == pytest.approx(true_ms(op.key), rel=0.01)
-        assert done.table.measurements[op.key].rounds == cool  # the others are kept in the file, and rejected
-    assert done.ended.endswith(f"; {24 - cool} of 24 rounds rejected, 1.6 times as slow as the rest")
+    assert done.ended.endswith("; during a tenth of the visits 1.6 times as slow or slower, divided out")
 
 
 def test_a_slower_session_says_how_much_slower_it_was(workdir, simulate, tiny, tiny_path):
@@ -236,12 +235,12 @@ def test_a_slower_session_says_how_much_slower_it_was(workdir, simulate, tiny, t
         assert second.table.measurements[op.key].latency_ms == pytest.approx(true_ms(op.key), rel=0.01)
 
 
-def test_a_device_that_warms_up_is_waited_for(workdir, simulate, tiny):
+def test_a_device_that_warms_up_is_seen_through(workdir, simulate, tiny):
     simulate(Simulated(slow=lambda round: 1 + 0.36 * 0.5**round))
     plan = Plan(rounds=16, anchor_every=4)
     done = profile(DEVICE, tiny, workdir / "t.jsonl", validate=0, plan=plan, stop=Stop(seconds=60, halfwidth=1e-9))
-    found = done.table.measurements[tiny.ops[0].key]
-    assert found.rounds == 13 and found.latency_ms == pytest.approx(true_ms(tiny.ops[0].key), rel=0.01)  # 36, 18, 9 %
+    for op in tiny.ops:
+        assert done.table.measurements[op.key].latency_ms == pytest.approx(true_ms(op.key), rel=0.01)
 
 
 def test_rows_of_another_runtime_are_refused(workdir, simulate, tiny):
@@ -297,8 +296,9 @@ def test_whatever_sessions_a_table_is_made_of_its_rows_compare_and_stay(tmp_path
         with contextlib.suppress(KeyboardInterrupt):
             profile(DEVICE, space, path, validate=networks, plan=Plan(rounds=9), stop=Stop(halfwidth=1e-9), again=True)
         after = LatencyTable.load(path)
-        for key, taken in before.visits.items():
-            if has_interval(before.measurements[key]) and after.visits[key] == taken:
+        now = by_key(after.visits)
+        for key, taken in by_key(before.visits).items():
+            if has_interval(before.measurements[key]) and now[key] == taken:
                 assert after.measurements[key] == before.measurements[key]
     found = {key: value for key, value in LatencyTable.load(path).measurements.items() if value.rounds >= 6}
     ratios = [value.latency_ms / true_ms(key) for key, value in found.items()]

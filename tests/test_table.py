@@ -25,7 +25,7 @@ from dna_deploy.table import (
     tables,
     tables_in,
 )
-from profilers import Visit, summarize
+from profilers import Visit, leveled, summarize_all
 
 KEY = "conv(hw=8, cin=3, cout=4, kernel=1)"
 HEADER = Header("board", "test", {"name": "board", "kind": "host"}, {"threads": 1})
@@ -54,9 +54,7 @@ def test_what_is_appended_reads_back_before_and_after_compacting(path):
     after = LatencyTable.load(path)
     assert before.measurements == after.measurements
     assert before.sessions == after.sessions
-    assert {key: sorted(v.ns for v in visits) for key, visits in before.visits.items()} == {
-        key: sorted(v.ns for v in visits) for key, visits in after.visits.items()
-    }
+    assert before.visits == after.visits
     assert len(path.read_text().splitlines()) == 4  # header, session, two rows
     row = json.loads(path.read_text().splitlines()[2])
     assert row["key"] == KEY and row["latency_ms"] == pytest.approx(1.0, abs=1e-3) and row["n"] == 16
@@ -65,8 +63,9 @@ def test_what_is_appended_reads_back_before_and_after_compacting(path):
 def test_the_estimate_is_the_protocols(path):
     _fill(path)
     table = LatencyTable.load(path)
-    visits = [Visit("other", round, (2_000_000,)) for round in range(8)]
-    assert table.measurements["other"].latency_ms == pytest.approx(summarize(visits, table.drift).latency_ms)
+    ns = {KEY: lambda round: (1_000_000 + round, 1_100_000), "other": lambda round: (2_000_000,)}
+    visits = [Visit(key, round, ns[key](round)) for round in range(8) for key in (KEY, "other")]
+    assert table.measurements == summarize_all(leveled(visits))
     assert table.next_round == 8
 
 
@@ -80,15 +79,15 @@ def _sessions(path, *sessions):
                     out.add(VisitRow(key, 10 * number + round, [int(1e6 * slow)] * 4))
 
 
-def test_a_session_on_a_slower_machine_is_compared_by_the_first_ones_anchors(path):
+def test_a_session_on_a_slower_machine_is_compared_by_what_both_measured(path):
     _sessions(path, (["a", "b", "c"], ["a"], 1.0), (["a", "d", "e", "f"], ["d", "e", "f"], 1.3))
     latencies = [found.latency_ms for found in LatencyTable.load(path).measurements.values()]
     assert latencies == pytest.approx([latencies[0]] * 6, rel=1e-6)
 
 
-def test_a_session_without_any_of_these_anchors_is_refused_but_for_a_handful_of_visits(path):
+def test_a_session_without_any_model_of_the_first_is_refused_but_for_a_handful_of_visits(path):
     _sessions(path, (["a", "b"], ["a"], 1.0), (["d"], ["d"], 1.3))
-    with pytest.raises(TableError, match=r"d was measured in no session with the first one's anchors.*a table of their own"):
+    with pytest.raises(TableError, match=r"d was measured in no session with a model of the first one.*a table of their own"):
         LatencyTable.load(path)
     rows = path.read_text().splitlines(keepends=True)
     path.write_text("".join(rows[:-5]))  # killed after 5 rounds: no interval, so nobody takes it for measured
@@ -140,9 +139,10 @@ ROW = '{"key": "a", "latency_ms": 1.0, "low_ms": 0.9, "high_ms": 1.1, "median_ms
         ('{"key": "a", "latency_ms": 1%s, "std_ms": 0.1, "n": 1}' % ("0" * 400), "where a number is expected"),
         ('{"key": "a", "round": -1, "ns": [5]}', "a negative round"),
         (ROW % "{}", "zero or less"),
-        (ROW % '{"0": []}', "zero or less"),
-        (ROW % '{"a": [5]}', "ns.a"),
-        (ROW % '{"-1": [5]}', "a negative round"),
+        (ROW % '{"0.0": []}', "zero or less"),
+        (ROW % '{"a": [5]}', "taken at 'a'; expected a round and the place in it"),
+        (ROW % '{"3": [5]}', "taken at '3'"),
+        (ROW % '{"-1.0": [5]}', "taken at '-1.0'"),
         ('{"key": "a", "predicted_ms": 1.0, "low_ms": 2.0, "high_ms": 3.0, "measured": 20, "sources": []}', "own interval"),
         ('{"key": "a", "predicted_ms": 1.0, "low_ms": 0.5, "high_ms": 3.0, "measured": 20}', "sources"),
     ],
@@ -160,7 +160,7 @@ def test_duplicates_another_schema_and_no_file_are_refused(path, tmp_path):
     path.write_text(good + row + row)
     with pytest.raises(TableError, match="twice"):
         LatencyTable.load(path)
-    path.write_text(good.replace("latency-table/1", "latency-table/9"))
+    path.write_text(good.replace("latency-table/2", "latency-table/9"))
     with pytest.raises(TableError, match="this version reads"):
         LatencyTable.load(path)
     path.write_text("")
@@ -182,6 +182,15 @@ def test_two_tables_in_one_file_and_a_row_gathered_twice_are_refused(path):
         LatencyTable.load(path)
     path.write_text(whole + whole.splitlines()[2] + "\n")
     with pytest.raises(TableError, match=r"conv\(hw=8.*twice"):
+        LatencyTable.load(path)
+
+
+def test_two_rows_taken_at_the_same_moment_are_refused(path):
+    _fill(path)
+    with appending(path) as out:
+        out.compact()
+    path.write_text(path.read_text().replace('"3.1": [2000000]', '"3.0": [2000000]'))
+    with pytest.raises(TableError, match=r"other and conv\(hw=8.* were both taken at 3\.0; keep one"):
         LatencyTable.load(path)
 
 

@@ -104,7 +104,7 @@ def main(
     done = profile(target, laid_out, path, validate=validate, plan=Plan(), stop=stop, again=again)
     wide = [found for found in done.table.measurements.values() if found.halfwidth > halfwidth]
     correction, errors = done.predictor.correction, done.predictor.errors()
-    again_differs = repeatability(done.table.visits, done.table.drift)
+    again_differs = repeatability(done.table.visits)
     more = "the same command goes on" if any(found.rounds < stop.min_rounds for found in wide) else "--again adds a session"
     narrow = f"{len(wide)} with an interval wider than {100 * halfwidth:g}%" + (f" ({more})" if wide else "")
     say(f"{done.ended}; {len(done.table.measurements)} rows in {path}, {narrow}")

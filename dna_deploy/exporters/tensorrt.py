@@ -17,7 +17,7 @@ from dna_deploy.exporters._bf16 import typed_bf16
 from dna_deploy.exporters._exporter import PRECISIONS, Contract, Exporter, Options
 from dna_deploy.files import read_json, sha256, write_atomic, write_json
 from dna_deploy.progress import bar, say
-from profilers import DeviceUnavailable, Measurement, Plan, Visit, summarize
+from profilers import DeviceUnavailable, Measurement, Plan, Visit, leveled, summarize_all
 
 if TYPE_CHECKING:
     from dna_deploy.exporters._exporter import Array, Run
@@ -195,13 +195,13 @@ def measure(path: Path) -> dict[str, Measurement]:
 
     session, plan, name = _session(path), Plan(), gpu().name
     ways = {f"{name}, CUDA graph": session.captured(1), f"{name}, enqueued": session.enqueued(1)}
-    visits: dict[str, list[Visit]] = {way: [] for way in ways}
+    visits: list[Visit] = []
     with bar(f"measuring on {name}", plan.rounds * len(ways)) as advance:
         for round in range(plan.rounds):
             for way in plan.order(list(ways), round):
-                visits[way].append(Visit(way, round, sample(ways[way], plan)))
+                visits.append(Visit(way, round, sample(ways[way], plan)))
                 advance(1)
-    measured = {way: summarize(taken) for way, taken in visits.items()}
+    measured = summarize_all(leveled(visits))
     report = {
         "schema": "dna-deploy/tensorrt-latency/1",
         "engine_sha256": sha256(path),

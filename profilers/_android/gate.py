@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from profilers._android.facts import Thermal
-from profilers.protocol import Visit
+from profilers.estimate import Visit
 
 
 @dataclass(frozen=True)

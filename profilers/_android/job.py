@@ -14,7 +14,8 @@ from profilers._android.gate import Gate, Reading
 from profilers._android.link import CommandFailed
 from profilers._android.package import Package
 from profilers.errors import DeviceUnavailable, ModelRejected
-from profilers.protocol import Plan, Visit
+from profilers.estimate import Visit
+from profilers.protocol import Plan
 
 if TYPE_CHECKING:
     from profilers._android.session import Session

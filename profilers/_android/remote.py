@@ -9,7 +9,8 @@ from profilers._android.gate import Limits
 from profilers._android.runtime import Runtime
 from profilers._android.session import Session
 from profilers.device import Device
-from profilers.protocol import Model, Plan, Visit
+from profilers.estimate import Visit
+from profilers.protocol import Model, Plan
 
 About = dict[str, str | int | float | None]
 

@@ -24,7 +24,8 @@ from profilers._android.runtime import Runtime, page_alignment
 from profilers._android.tensors import batches, split_outputs
 from profilers.device import Device
 from profilers.errors import DeviceUnavailable, ModelRejected
-from profilers.protocol import Model, Plan, Visit
+from profilers.estimate import Visit
+from profilers.protocol import Model, Plan
 
 log = logging.getLogger(__name__)
 
