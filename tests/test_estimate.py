@@ -3,7 +3,6 @@
 import math
 import random
 import statistics
-from itertools import accumulate
 
 import pytest
 from hypothesis import given, settings
@@ -76,18 +75,19 @@ def test_two_models_tell_of_each_other():
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.lists(st.tuples(st.integers(12, 80), st.floats(0.5, 1.9)), min_size=2, max_size=40), st.integers(0, 99))
-def test_a_device_that_changes_its_speed_within_the_rounds_is_seen_through(spells, seed):
-    """However often and by how much, as long as a speed lasts for a dozen visits."""
-    ends = list(accumulate(length for length, _ in spells))
-    visits = taken(lambda place: spells[sum(end <= place % ends[-1] for end in ends)][1], seed=seed)
-    found = summarize_all(leveled(visits))
+@given(st.lists(st.floats(0.6, 1.5), min_size=2, max_size=5), st.integers(16, 80), st.integers())
+def test_a_device_that_changes_its_speed_within_the_rounds_is_seen_through(speeds, shortest, seed):
+    """However often and by how much, as long as a speed lasts for some twenty visits."""
+    rng, slow = random.Random(seed), list[float]()
+    while len(slow) < 24 * 44:
+        slow += [rng.choice(speeds)] * rng.randint(shortest, 2 * shortest)
+    found = summarize_all(leveled(taken(slow.__getitem__, seed=seed)))
     assert apart(found) < 0.02
-    factor = statistics.median(measured.latency_ms / TRUE_MS[key] for key, measured in found.items())
-    assert min(abs(factor / speed - 1) for _, speed in spells) < 0.03  # a speed it really ran at
+    level = statistics.median(measured.latency_ms / TRUE_MS[key] for key, measured in found.items())
+    assert 0.97 * min(slow) < level < 1.15 * statistics.median(slow)
 
 
-@pytest.mark.parametrize("cool", range(8, 24, 3))
+@pytest.mark.parametrize("cool", range(5, 24, 3))
 def test_a_session_throttled_keeps_the_device_at_its_own_speed(cool):
     visits = taken(lambda place: 1.0 if place < cool * 44 else 1.6)
     for key, found in summarize_all(leveled(visits)).items():
@@ -117,9 +117,9 @@ def test_what_was_taken_while_the_device_was_far_too_slow_does_not_count_where_e
 
 def test_own_speed_is_the_fastest_that_lasted():
     assert own_speed([1.0] * 9) == 1.0
-    assert own_speed([1.0] * 4 + [1.5] * 8) == 1.0
-    assert own_speed([1.0] * 3 + [1.5] * 9) == 1.5  # less than a third
-    assert own_speed([0.9, 1.0, 1.1, 1.2]) == 1.0
+    assert own_speed([1.0] * 3 + [1.5] * 9) == 1.0
+    assert own_speed([1.0] * 2 + [1.5] * 10) == 1.5  # less than a fifth
+    assert own_speed([1.0, 1.02, 1.04, 1.1, 1.3, 2.0]) == 1.02
     assert own_speed([2.0]) == 2.0
 
 
