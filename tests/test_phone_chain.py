@@ -22,7 +22,7 @@ from dna_deploy.ratings import Rating
 from dna_deploy.run import Picked, Run
 from dna_deploy.table import LatencyTable, VisitRow, appending
 from dna_deploy.verify import LIMITS, Step
-from profilers import Device, DeviceUnavailable, Model, Plan, Stop, android, find_device
+from profilers import Device, DeviceUnavailable, Model, Plan, Stop, android, by_key, find_device
 from profilers._android import gate, runtime
 from profilers._android.session import Session
 from tests.phone import emulated
@@ -48,7 +48,7 @@ def steady(table: LatencyTable, path: Path) -> LatencyTable:
     with appending(path, table.header) as out:
         out.add(table.sessions[0])
         for number in range(10):
-            for key, visits in table.visits.items():
+            for key, visits in by_key(table.visits).items():
                 out.add(VisitRow(key, number, [min(visits[0].ns)]))
     return LatencyTable.load(path)
 
@@ -70,7 +70,9 @@ def test_the_chain_on_a_phone(phone, pixel, tiny, workdir: Path) -> None:  # typ
         path.parent.mkdir()
         short = Plan(rounds=1, runs=1, visit_ms=0, max_runs=1)
         done = profile(device, tiny, path, validate=1, plan=short, stop=Stop(seconds=600))
-        assert set(done.table.measurements) == {op.key for op in tiny.ops} | {key for key in done.table.visits if "): " in key}
+        assert set(done.table.measurements) == {op.key for op in tiny.ops} | {
+            visit.key for visit in done.table.visits if "): " in visit.key
+        }
         assert done.table.header.environment["phone"] == "Pixel 6" and done.table.header.device["kind"] == "android"
         assert done.table.sessions[0].conditions["battery_percent"] == 87
 

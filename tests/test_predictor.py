@@ -168,7 +168,7 @@ def test_a_table_of_another_device_with_the_same_ops_helps(mobile, workdir):
     alone, _ = error()
     _table(workdir / "latency_tables" / "fast.jsonl", odd)
     helped, account = error()
-    assert helped < 0.05 < 0.1 < alone and account.sources == ("fast",) and "the tables of fast" in account.text
+    assert helped < 0.05 < 0.1 < alone and "fast" in account.sources and "the tables of " in account.text
 
 
 def test_an_op_known_only_roughly_is_marked(tiny, op_ms, tmp_path):
