@@ -34,7 +34,7 @@ class Plan:
     runs: int = 4  # timed runs a visit, at least
     visit_ms: float = 4.0  # and as many more as fit into this time
     max_runs: int = 20
-    anchors: int = 3  # models visited again and again within every round, to see the machine drift
+    anchors: int = 3  # models visited again and again within every round: sessions compare by them, and a phone that gets hot
     same_anchors: tuple[str, ...] = ()  # which ones, to compare sessions by; spread over the models where none are named
     anchor_every: int = 12  # visits between two anchors
     seed: int = 0
