@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[Any]]
 GIVEN = "::given"  # ending of the name under which a tensor enters from outside
+BF16 = "::bf16"  # and of that of a bf16 tensor whose own name is a float32 one's: Python can neither give nor take bf16
 
 
 def onnxruntime_run(model: "onnx.ModelProto", inputs: Mapping[str, Array], optimize: bool = True) -> dict[str, Array]:
@@ -60,7 +61,29 @@ def cut(
         part.graph.input.append(helper.make_tensor_value_info(name, types[name.removesuffix(GIVEN)], None))
     for name in outputs:
         part.graph.output.append(helper.make_tensor_value_info(name, types[name], None))
+    _widen(part)
     return part
+
+
+def _widen(model: "onnx.ModelProto") -> None:
+    """Let the bf16 tensors that enter or leave the graph do so as float32, under their names."""
+    import onnx
+    from onnx import helper
+
+    types, graph = onnx.TensorProto, model.graph
+    for values, enters in ((graph.input, True), (graph.output, False)):
+        for value in values:
+            if value.type.tensor_type.elem_type != types.BFLOAT16:
+                continue
+            value.type.tensor_type.elem_type = types.FLOAT
+            narrow = value.name + BF16
+            for node in graph.node:
+                for names in (node.input, node.output):
+                    names[:] = [narrow if name == value.name else name for name in names]
+            ends = ([value.name], [narrow]) if enters else ([narrow], [value.name])
+            graph.node.insert(
+                0 if enters else len(graph.node), helper.make_node("Cast", *ends, to=types.BFLOAT16 if enters else types.FLOAT)
+            )
 
 
 def marked(model: "onnx.ModelProto", names: Sequence[str]) -> "onnx.ModelProto":
@@ -73,18 +96,21 @@ def marked(model: "onnx.ModelProto", names: Sequence[str]) -> "onnx.ModelProto":
     copy.CopyFrom(model)
     own = {value.name for value in model.graph.output}
     copy.graph.output.extend(helper.make_tensor_value_info(name, types[name], None) for name in names if name not in own)
+    _widen(copy)
     return copy
 
 
 def entering(given: Mapping[str, Array], types: Mapping[str, int]) -> dict[str, Array]:
     """The values a cut graph takes, in the types it takes them."""
+    import onnx
     from onnx import helper
 
-    return {
-        name + GIVEN: value.astype(helper.tensor_dtype_to_np_dtype(types[name]), copy=False)
-        for name, value in given.items()
+    taken = {
+        name: onnx.TensorProto.FLOAT if types[name] == onnx.TensorProto.BFLOAT16 else types[name]
+        for name in given
         if name in types
     }
+    return {name + GIVEN: given[name].astype(helper.tensor_dtype_to_np_dtype(kind), copy=False) for name, kind in taken.items()}
 
 
 def segment(model: "onnx.ModelProto", tensor: str, given: set[str]) -> tuple[set[str], set[str]]:

@@ -12,6 +12,7 @@ from torch import nn
 from dna_deploy.exporters._exporter import Contract, Options
 from dna_deploy.locate import MARKS, locate
 from dna_deploy.plugins import find
+from dna_deploy.precision import lower
 from dna_deploy.quantize import quantize
 from dna_deploy.ranges import observe
 from dna_deploy.reference import Graph, Module
@@ -192,6 +193,24 @@ def test_fp16_by_casts_is_clean_and_its_faults_are_named(clean):
 
     broken, truth = change(half, "7.two.0", tenth)
     assert locate(Graph(clean), broken, IMAGES, "fp16").found.tensor == truth
+
+
+@pytest.mark.parametrize("module", ["2.two.0", "7.two.0"])
+def test_bf16_is_clean_and_a_fault_is_named_though_python_has_no_such_tensors(clean, module):
+    lowered, _ = lower(clean, "bf16", {})
+    assert locate(Graph(clean), lowered, IMAGES, "bf16").found is None
+    broken = copy(lowered)
+    part = next(part for part in broken.graph.initializer if part.name.startswith(f"{module}.weight"))
+    assert part.data_type == onnx.TensorProto.BFLOAT16
+    values = numpy_helper.to_array(part).copy()
+    values[2] *= -1
+    part.CopyFrom(numpy_helper.from_array(values, part.name))
+    cast = node_of(broken, part.name)
+    truth = node_of(broken, cast.output[0]).output[0]
+    found = locate(Graph(clean), broken, IMAGES, "bf16").found
+    assert (
+        found.tensor.removesuffix("_wide") == truth.removesuffix("_wide") and found.channel == 2
+    )  # before or after it is rounded
 
 
 @pytest.mark.parametrize("weight_bits", [8, 7])
