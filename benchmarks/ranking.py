@@ -190,7 +190,7 @@ def regret(scores: Sequence[np.ndarray], trained: int = 1) -> float:
 
 def all_trained() -> list[float]:
     """Points lost under ten budgets, on average, by training every network once and taking the best that fits, as the mean of
-    its two other trainings judges it: no score that has not seen these can hope for less."""
+    its two other trainings judges it: what chance alone leaves of a choice by the accuracy itself."""
     known, lost = truth(), []
     for run in range(3):
         others = np.delete(known.runs, run, axis=1).mean(1)
