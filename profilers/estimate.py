@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 NEAR = 3  # visits before and behind one that tell how slow the device was meanwhile
-TURNS = 8  # of estimating slowness and usual times from each other
+TURNS = 16  # of estimating slowness and usual times from each other
 SETTLED = 1.15  # slower than its fastest fifth by more than this, the device was slowed down by something else
 REJECTED = 2.0  # slowness beyond which a visit does not count where others do: models do not all slow down alike
 FEWEST = 6  # rounds that give a median an interval
@@ -188,5 +188,6 @@ def _slowness(visits: Sequence[Visit]) -> list[float]:
         ranked = steady[np.lexsort((steady, model))]
         usual = (ranked[lower] + ranked[upper]) / 2  # the median of each model's visits
         beside = np.where(other, (taken - usual[model])[near], np.nan)
-        slow = np.where(alone, 0.0, np.nanmedian(beside, axis=1))
+        # half-way: two models alone tell each other's slowness, and would only swap what is wrong with their usual times
+        slow = (slow + np.where(alone, 0.0, np.nanmedian(beside, axis=1))) / 2
     return [float(value) for value in np.exp(slow)]

@@ -65,13 +65,28 @@ def test_one_model_alone_tells_nothing_of_the_device():
     assert leveled(visits) == visits
 
 
-def test_two_models_tell_of_each_other():
-    slow = [1.0, 1.5, 1.2, 1.0, 1.5, 1.0, 1.3, 1.0]
-    visits = [
-        Visit(key, round, (int(ms * factor * 1e6),)) for round, factor in enumerate(slow) for key, ms in (("a", 1), ("b", 4))
-    ]
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.floats(1.0, 1.5), min_size=2, max_size=3), st.integers(8, 30), st.integers())
+def test_two_models_tell_of_each_other(speeds, shortest, seed):
+    """One may meet the slow stretches more often than the other: their visits alone would put them up to half apart."""
+    rng, plan, slow = random.Random(seed), Plan(anchors=0, seed=seed), list[float]()
+    while len(slow) < 48:
+        slow += [rng.choice(speeds)] * rng.randint(shortest, 2 * shortest)
+    order = [(round, key) for round in range(24) for key in plan.order(["a", "b"], round)]
+    ns = {"a": 1_000_000, "b": 4_000_000}
+    visits = [Visit(key, round, (int(ns[key] * slow[place]),)) for place, (round, key) in enumerate(order)]
     found = summarize_all(leveled(visits))
-    assert found["b"].latency_ms / found["a"].latency_ms == pytest.approx(4, rel=1e-3)
+    assert found["b"].latency_ms / found["a"].latency_ms == pytest.approx(4, rel=0.01)
+
+
+def test_two_models_of_which_one_meets_the_fast_moments_more_often():
+    order = "aaa" + "ab" * 8 + "ba" * 8
+    ns, slow = {"a": 1_000_000, "b": 2_000_000}, [1.0] * 19 + [1.4] * 16
+    visits = [Visit(key, place, (int(ns[key] * slow[place]),)) for place, key in enumerate(order)]
+    assert summarize(visit for visit in visits if visit.key == "a").latency_ms == pytest.approx(1.0)
+    assert summarize(visit for visit in visits if visit.key == "b").latency_ms == pytest.approx(2.4)  # half of them at 2.8
+    found = summarize_all(leveled(visits))
+    assert found["b"].latency_ms / found["a"].latency_ms == pytest.approx(2, rel=0.01)
 
 
 @settings(deadline=None, max_examples=30)
