@@ -1,5 +1,6 @@
 """An architecture: one candidate for each block of a space, and the files it is kept in."""
 
+import hashlib
 import itertools
 import random
 import re
@@ -53,9 +54,13 @@ class Architecture:
 
     @property
     def key(self) -> str:
-        """Its text in latency tables: `mobile(96, 4): only: conv3 ds3 | d2: k3e6 k5e3 | ...`."""
+        """Its text in latency tables: `mobile(96, 4): only: conv3 ds3 | d2: k3e6 k5e3 | ... #1f0c9a2b`.
+
+        The number stands for its ops: a space whose file was edited since may have a network of the same text, of other widths.
+        """
         everything = " | ".join(candidate.text for candidate in self.candidates)
-        return f"{self.space.name}({self.space.image_size}, {self.space.num_classes}): {everything}"
+        digest = hashlib.sha256("\n".join(op.key for op in self.ops).encode()).hexdigest()[:8]
+        return f"{self.space.name}({self.space.image_size}, {self.space.num_classes}): {everything} #{digest}"
 
     @staticmethod
     def is_key(key: str) -> bool:
@@ -74,14 +79,18 @@ class Architecture:
     @staticmethod
     def parse(key: str) -> "Architecture":
         """The architecture a key stands for; `parse(arch.key) == arch`."""
-        match = re.fullmatch(r"(.+)\((\d+), (\d+)\): (.+)", key)
+        match = re.fullmatch(r"(.+)\((\d+), (\d+)\): (.+) #[0-9a-f]{8}", key)
         if match is None:
-            raise RequestError(f"{key!r} is no network; expected for example 'mobile(96, 4): only: conv3 ds3 | d1: k3e6 | ...'")
+            example = "mobile(96, 4): only: conv3 ds3 | d1: k3e6 | ... #1f0c9a2b"
+            raise RequestError(f"{key!r} is no network; expected for example {example!r}")
         space: SearchSpace = find("spaces", match[1]).at(int(match[2]), int(match[3]))
         texts = match[4].split(" | ")
         if len(texts) != len(space.blocks):
             raise RequestError(f"{key!r} names {len(texts)} blocks; space {space.name} has {len(space.blocks)}")
-        return Architecture(space, tuple(block.candidate(text) for block, text in zip(space.blocks, texts, strict=True)))
+        found = Architecture(space, tuple(block.candidate(text) for block, text in zip(space.blocks, texts, strict=True)))
+        if found.key != key:
+            raise RequestError(f"{key!r}: space {space.name} was edited since, its network of that text has other ops")
+        return found
 
     def module(self, padding: str = "") -> "nn.Sequential":
         """The network, weights at random: one child a block, each a sequence of its ops; `padding` as in `Op.module`."""

@@ -19,7 +19,7 @@ from dna_deploy.files import write_atomic, write_json, write_text
 from dna_deploy.footprint import footprint
 from dna_deploy.graph import onnx_of
 from dna_deploy.limits import Problem, Wanted
-from dna_deploy.measure import device_of, measure_whole
+from dna_deploy.measure import at_hand, measure_whole
 from dna_deploy.milp import Optimum
 from dna_deploy.pick import Front
 from dna_deploy.predictor import INTERVAL, Predicted
@@ -136,7 +136,7 @@ def _finite(ms: float) -> float | None:
 
 
 def require_measurable(budgets: Sequence[Budget], count: int) -> None:
-    if not any(device_of(budget.predictor.table) for budget in budgets):
+    if not any(at_hand(budget.predictor.table) for budget in budgets):
         names = ", ".join(budget.device for budget in budgets)
         raise RequestError(f"--measure-top {count}: {names} cannot be measured from here; leave it out")
 

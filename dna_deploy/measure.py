@@ -69,7 +69,7 @@ def measure_whole(
     The machine may be faster or slower than when the table was taken. Networks of the table, as large as those to be
     measured, are measured beside them and say by how much: single ops would not, they slow down by more than networks do.
     """
-    device = device_of(table)
+    device = at_hand(table)
     if device is None:
         return None
     references = _references(table, about_ms)
@@ -77,12 +77,27 @@ def measure_whole(
     beside = [Model(key, onnx_of(ops_of(key))) for key in references if key not in asked]
     try:
         taken = measure_on(device, [*models, *beside], seconds)
-    except DeviceUnavailable as absent:  # a phone that is not attached: what was found without it stands
+    except DeviceUnavailable as absent:  # gone since
         say(str(absent))
         return None
     speeds = [table.measurements[key].latency_ms / taken[key].latency_ms for key in references]
     speed = statistics.median(speeds) if speeds else 1.0
     return {model.key: AtTableSpeed(scaled(taken[model.key], speed), speed) for model in models}
+
+
+def at_hand(table: LatencyTable) -> Device | None:
+    """The device a table was measured on, where it is here and still what it was then; says why not."""
+    device = device_of(table)
+    if device is None:
+        return None
+    try:
+        other = table.differs(find_profiler(device).environment(device))
+    except DeviceUnavailable as absent:  # a phone that is not attached: what was found without it stands
+        say(str(absent))
+        return None
+    if other:
+        say(f"not measured: {table.path} was {other}; give it a table of its own: dna-profile --table FILE")
+    return None if other else device
 
 
 def measure_on(device: Device, models: Sequence[Model], seconds: float = 20.0) -> dict[str, Measurement]:

@@ -21,7 +21,7 @@ from dna_deploy.ops import parse
 from dna_deploy.predictor import FEWEST, Account, LatencyPredictor, known_ops, open_predictor, references
 from dna_deploy.progress import bar, say
 from dna_deploy.space import SearchSpace
-from dna_deploy.table import Appender, End, LatencyTable, PredictedRow, Session, VisitRow, anchors_of, appending, header_of
+from dna_deploy.table import CLOCK, Appender, End, LatencyTable, PredictedRow, Session, VisitRow, anchors_of, appending, header_of
 from dna_deploy.transfer import FEWEST as FEWEST_OPS
 from dna_deploy.transfer import describe, worth_measuring
 from profilers import Device, Model, Plan, Profiler, Stop, Visit, find_profiler, measure, own_speed
@@ -50,7 +50,12 @@ def profile(
     about = "isolated ops and whole networks, one image, as ONNX models with random weights"
     with appending(path, header_of(device, environment, about)) as out:
         table = LatencyTable.load(path)
-        _require_same(table, environment)
+        known_ops(table)  # an op unknown here is refused before anything is measured
+        if other := table.differs(environment):
+            raise TableError(
+                f"{path}: {other}; numbers of two environments do not mix: keep it under another name, or give --table FILE "
+                "for the new one"
+            )
         models = wanted(space, validate)
         if not again:
             widest = stop.halfwidth if table.interrupted else math.inf
@@ -239,15 +244,4 @@ def _anchored(table: LatencyTable, models: list[Model], plan: Plan) -> tuple[lis
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _require_same(table: LatencyTable, environment: dict[str, str | int | float | None]) -> None:
-    before = table.header.environment
-    for name in sorted(set(before) | set(environment)):
-        then, now = before.get(name), environment.get(name)
-        if then != now:
-            raise TableError(
-                f"{table.path}: measured with {name} = {then}, now it is {now}; numbers of two environments do not mix: "
-                f"keep it under another name, or give --table FILE for the new one"
-            )
+    return datetime.now(timezone.utc).strftime(CLOCK)

@@ -17,6 +17,7 @@ from bisect import bisect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from dna_deploy.files import alone, disk_errors, parse, write_atomic
 from profilers import Device, Measurement, Visit, by_key, leveled_sessions, summarize_all
 
 SCHEMA = "dna-deploy/latency-table/2"
-WHEN = re.compile(r"\d{1,9}\.\d{1,9}")
+PLACE = re.compile(r"\d{1,9}\.\d{1,9}")  # of a visit: its round and the place in it
+CLOCK = "%Y-%m-%dT%H:%M:%SZ"
 SHIPPED = Path(__file__).parent.parent / "latency_tables"
 OWN = Path("latency_tables")  # in the folder the command runs in; in a checkout the two are one
 
@@ -116,6 +118,7 @@ class LatencyTable:
     visits: tuple[Visit, ...] = field(default=(), repr=False)  # in the order they were taken
     predicted: Mapping[str, PredictedRow] = field(default_factory=dict, repr=False)
     ends: tuple[End, ...] = ()
+    interrupted: bool = False  # the last session was cut off before it had measured as long as it was to
 
     @property
     def name(self) -> str:
@@ -127,13 +130,14 @@ class LatencyTable:
         return self.header.source is not None
 
     @property
-    def interrupted(self) -> bool:
-        """Whether the last session was cut off before it had measured as long as it was to."""
-        return bool(self.sessions) and (not self.ends or self.ends[-1].ended < self.sessions[-1].session)
-
-    @property
     def next_round(self) -> int:
         return 1 + max((visit.round for visit in self.visits), default=-1)
+
+    def differs(self, environment: Mapping[str, str | int | float | None]) -> str | None:
+        """What of the environment is not what the table was measured in: numbers of two do not mix. None: nothing."""
+        before = self.header.environment
+        names = sorted(name for name in {*before, *environment} if before.get(name) != environment.get(name))
+        return f"measured with {names[0]} = {before.get(names[0])}, now it is {environment.get(names[0])}" if names else None
 
     @staticmethod
     def load(path: Path) -> "LatencyTable":
@@ -163,8 +167,10 @@ class LatencyTable:
             )
         guesses = [row for row in rows if isinstance(row, PredictedRow)]
         predicted = {row.key: row for row in guesses if row.key not in measurements or not has_interval(measurements[row.key])}
-        ends = tuple(row for row in rows if isinstance(row, End))
-        return LatencyTable(path, header, measurements, sessions, visits, predicted, ends)
+        marks = [row for row in rows if isinstance(row, (Session, End))]
+        ends = tuple(row for row in marks if isinstance(row, End))
+        interrupted = bool(marks) and isinstance(marks[-1], Session)
+        return LatencyTable(path, header, measurements, sessions, visits, predicted, ends, interrupted)
 
 
 def anchors_of(sessions: Sequence[Session]) -> list[str]:
@@ -293,13 +299,12 @@ def _read(path: Path) -> tuple[Header, list[AnyRow]]:
         raise TableError(f"{path}: cannot be read as a table ({getattr(error, 'strerror', None) or error})") from None
     if not text:
         raise TableError(f"{path}: the file is empty; delete it and profile again")
-    if not text.endswith("\n"):
-        number = text.count("\n") + 1
-        raise TableError(f"{path}, line {number}: cut off; run dna-profile on this table again, it repairs it and goes on")
     lines = text.splitlines()
     found = _object(lines[0], f"{path}, line 1")
     if found.get("schema") != SCHEMA:
         raise TableError(f"{path}: schema {found.get('schema')!r}; this version reads {SCHEMA!r}: move it away and profile again")
+    if not text.endswith("\n"):
+        raise TableError(f"{path}, line {len(lines)}: cut off; run dna-profile on this table again, it repairs it and goes on")
     try:
         header = parse(Header, found, f"{path}, line 1")
         rows = [_typed(_object(line, f"{path}, line {n}"), f"{path}, line {n}") for n, line in enumerate(lines[1:], 2)]
@@ -308,6 +313,14 @@ def _read(path: Path) -> tuple[Header, list[AnyRow]]:
     except RequestError as error:
         raise TableError(str(error)) from None
     return header, rows
+
+
+def _is_header(line: bytes) -> bool:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and found.get("schema") == SCHEMA
 
 
 def _object(line: str, where: str) -> dict[str, Any]:
@@ -332,9 +345,9 @@ def _typed(found: dict[str, Any], where: str) -> AnyRow:
     if "schema" in found:
         raise TableError(f"{where}: a second header, of {found.get('target')!r}; rows of two tables do not mix: keep two files")
     if "session" in found:
-        return parse(Session, found, where)
+        return _require_time(parse(Session, found, where), found["session"], where)
     if "ended" in found:
-        return parse(End, found, where)
+        return _require_time(parse(End, found, where), found["ended"], where)
     if "predicted_ms" in found:
         guess = parse(PredictedRow, found, where)
         if not 0 < guess.low_ms <= guess.predicted_ms <= guess.high_ms:
@@ -353,7 +366,7 @@ def _typed(found: dict[str, Any], where: str) -> AnyRow:
                 f"{where}: {row.key} has std_ms {row.std_ms} over n = {row.n} runs; expected null or >= 0, and n >= 1"
             )
         return row
-    if isinstance(row, Row) and (odd := [when for when in row.ns if not WHEN.fullmatch(when)]):
+    if isinstance(row, Row) and (odd := [when for when in row.ns if not PLACE.fullmatch(when)]):
         raise TableError(f"{where}: {row.key} was taken at {odd[0]!r}; expected a round and the place in it, such as 3.17")
     samples = [row.ns] if isinstance(row, VisitRow) else list(row.ns.values())
     if not samples or any(not ns or min(ns) <= 0 for ns in samples) or (isinstance(row, VisitRow) and row.round < 0):
@@ -361,11 +374,21 @@ def _typed(found: dict[str, Any], where: str) -> AnyRow:
     return row
 
 
+def _require_time(row: AnyRow, time: str, where: str) -> AnyRow:
+    try:
+        datetime.strptime(time, CLOCK)
+    except ValueError:
+        raise TableError(f"{where}: {time!r} is no time; expected UTC such as 2026-11-23T20:15:00Z") from None
+    return row
+
+
 def _drop_cut_line(path: Path) -> None:
-    """Remove what a kill left of a line that was being written: that visit was not finished."""
+    """Remove what a kill left of a line that was being written: that visit was not finished. A file that is no table is left
+    as it is, for `_read` to refuse."""
     with path.open("rb+") as file:
         content = file.read()
-        if not content.endswith(b"\n"):
+        head, ended, _ = content.partition(b"\n")
+        if ended and _is_header(head) and not content.endswith(b"\n"):
             file.truncate(content.rfind(b"\n") + 1)
             file.flush()
             os.fsync(file.fileno())

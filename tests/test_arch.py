@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 
@@ -20,8 +21,27 @@ def test_file_and_key_read_back(arch, tmp_path):
     assert Architecture.load(tmp_path / "a.json") == arch
     assert Architecture.is_key(arch.key) and not Architecture.is_key(arch.ops[0].key)
     assert Architecture.parse(arch.key) == arch and Architecture.is_known(arch.key)
-    for other in ("elsewhere(64, 5): d1: k3e3", f"{arch.key} | d1: k3e3", "mobile(64, 5): d1: k9e9", "own.py(64, 5): d1: k3e3"):
+    for other in (
+        "elsewhere(64, 5): d1: k3e3 #01234567",
+        f"{arch.key} | d1: k3e3",
+        "mobile(64, 5): d1: k9e9 #01234567",
+        arch.key[:-9],
+    ):
         assert not Architecture.is_known(other)
+
+
+def test_a_network_of_a_space_that_was_edited_since_is_another_one(tmp_path, tiny_path):
+    file = tmp_path / "mine.py"
+    text = Path(tiny_path).read_text().replace('"tiny"', '"mine"')
+    file.write_text(text)
+    key = sample(find("spaces", str(file)).at(32, 10), random.Random(0)).key
+    assert Architecture.is_known(key)
+    file.write_text(text.replace("24", "96"))
+    wider = sample(find("spaces", str(file)).at(32, 10), random.Random(0))
+    assert wider.key.partition(" #")[0] == key.partition(" #")[0] and Architecture.is_known(wider.key)
+    assert not Architecture.is_known(key)
+    with pytest.raises(RequestError, match="space mine was edited since"):
+        Architecture.parse(key)
 
 
 def test_the_module_has_the_parameters_that_are_claimed(arch):

@@ -27,7 +27,7 @@ def test_a_table_of_a_device_that_makes_no_sense_is_named(workdir, key, value, s
 @pytest.mark.parametrize("anchors", [[], ["conv(hw=8, cin=3, cout=4, kernel=1)"]])
 def test_networks_of_a_space_that_is_not_known_here_are_left_out(tiny, workdir, anchors):
     device, arch = find_device("cpu"), sample(tiny, random.Random(0))
-    strange = "elsewhere(32, 10): only: conv3 ds3 | d1: k3e6"
+    strange = "elsewhere(32, 10): only: conv3 ds3 | d1: k3e6 #01234567"
     header = header_of(device, find_profiler(device).environment(device), "")
     with appending(workdir / "cpu.jsonl", header) as out:
         out.add(Session("2026-01-01T00:00:00Z", 0, [strange, *anchors], {}))
@@ -37,6 +37,14 @@ def test_networks_of_a_space_that_is_not_known_here_are_left_out(tiny, workdir, 
     table = LatencyTable.load(workdir / "cpu.jsonl")
     found = measure_whole(table, [Model(arch.key, onnx_of(arch.ops))], 3.0, seconds=1)
     assert (found[arch.key].speed == 1.0) == (not anchors)  # a pointwise convolution of 8 by 8 does not take 3 ms
+
+
+def test_a_table_of_another_machine_is_not_measured_against(tiny, workdir, capsys):
+    device, arch = find_device("cpu"), sample(tiny, random.Random(0))
+    here = find_profiler(device).environment(device)
+    create(workdir / "cpu.jsonl", header_of(device, {**here, "runtime": "onnxruntime 0.9"}, ""))
+    assert measure_whole(LatencyTable.load(workdir / "cpu.jsonl"), [Model(arch.key, onnx_of(arch.ops))], 3.0) is None
+    assert f"cpu.jsonl was measured with runtime = onnxruntime 0.9, now it is {here['runtime']}" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -60,7 +60,9 @@ def test_only_networks_of_the_space_and_size_asked_for_correct_and_judge(tiny_pa
         drawn = dict.fromkeys(sample(spaces[size], random.Random(seed)) for seed in range(60))
         for arch in list(drawn)[:count]:
             networks[arch.key] = 0.9 * sum(op_ms[op.key] for op in arch.ops) * rng.uniform(1 - noise, 1 + noise)
-    networks["tiny(32, 10): only: conv3 ds3 | d3: k9e9 | d1: k3e1 | only: conv1 fc"] = 1.0  # before the space was edited
+    networks["tiny(32, 10): only: conv3 ds3 | d3: k9e9 | d1: k3e1 | only: conv1 fc #01234567"] = (
+        1.0  # before the space was edited
+    )
     _table(tmp_path / "t.jsonl", op_ms | networks)
     exact, noisy, few = (
         open_predictor(tmp_path / "t.jsonl", space.ops, space="tiny", image_size=size) for size, space in spaces.items()

@@ -17,7 +17,7 @@ from dna_deploy.ops import parse
 from dna_deploy.plugins import find
 from dna_deploy.predictor import LatencyPredictor, known_ops, open_predictor
 from dna_deploy.profile import Pace, affordable, profile, wanted
-from dna_deploy.table import LatencyTable, create, has_interval, header_of
+from dna_deploy.table import LatencyTable, Published, appending, create, has_interval, header_of
 from profilers import Device, Plan, Stop, Visit, by_key, protocol
 
 DEVICE = Device("sim", "host")
@@ -88,6 +88,15 @@ def test_what_fits_is_measured_whole(workdir, simulate, tiny):
     assert "within 2.0%" in done.ended
     (session,), (end,) = done.table.sessions, done.table.ends
     assert end.why == done.ended and session.conditions == end.conditions == {"load": 0.25}
+
+
+def test_an_op_unknown_here_is_refused_before_anything_is_measured(workdir, simulate, tiny):
+    simulate(Simulated())
+    with appending(workdir / "t.jsonl", header_of(DEVICE, {"runtime": "simulated 1"}, "")) as out:
+        out.add(Published("magic(hw=3)", 1.0, None, 1))
+    with pytest.raises(TableError, match="magic"):
+        profile(DEVICE, tiny, workdir / "t.jsonl", validate=0, plan=UNANCHORED, stop=Stop())
+    assert not LatencyTable.load(workdir / "t.jsonl").visits
 
 
 def test_an_interrupted_session_is_gone_on_with_where_it_was_not_sure_yet(workdir, simulate, tiny):

@@ -115,6 +115,25 @@ def test_a_cut_last_line_is_named_and_repaired_by_the_next_writer(path):
     assert LatencyTable.load(path).measurements["other"].rounds == 7
 
 
+@pytest.mark.parametrize("text", ['{"a": 1}\n{"b": 2}', '{"a": 1}', "notes\nof mine", ""])
+def test_a_file_that_is_no_table_is_refused_as_it_is(tmp_path, text):
+    file = tmp_path / "data.jsonl"
+    file.write_text(text)
+    with appending(file), pytest.raises(TableError, match=r"schema None|not JSON|empty"):
+        LatencyTable.load(file)
+    assert file.read_text() == text
+
+
+def test_a_session_killed_in_the_second_the_one_before_it_ended_is_interrupted(path):
+    second = "2026-01-01T00:00:04Z"
+    with appending(path) as out:
+        for first_round in (0, 3):
+            assert not LatencyTable.load(path).interrupted
+            out.add(Session(second, first_round, [], {}))
+            assert LatencyTable.load(path).interrupted
+            out.add(End(second, "enough", {}))
+
+
 ROW = '{"key": "a", "latency_ms": 1.0, "low_ms": 0.9, "high_ms": 1.1, "median_ms": 1.0, "p90_ms": 1.0, "n": 1, "ns": %s}'
 
 
@@ -123,6 +142,8 @@ ROW = '{"key": "a", "latency_ms": 1.0, "low_ms": 0.9, "high_ms": 1.1, "median_ms
     [
         ('{"key": "a", "latency_ms": NaN, "std_ms": null, "n": 1}', "NaN where a number is expected"),
         ('{"key": "a", "latency_ms": -1, "std_ms": null, "n": 1}', "expected a positive"),
+        ('{"session": "yesterday", "first_round": 0, "anchors": [], "conditions": {}}', "'yesterday' is no time"),
+        ('{"ended": "2026-01-01T00:00:00", "why": "enough", "conditions": {}}', "expected UTC such as"),
         ('{"key": "a", "round": 0, "ns": [0]}', "zero or less"),
         ('{"key": "a", "round": 0, "ns": []}', "zero or less"),
         ('{"key": "a", "latency_ms": 1.0}', "std_ms"),
