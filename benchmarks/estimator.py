@@ -1,15 +1,18 @@
-"""Which estimate of a latency repeats best? Halves of the rounds that a real table keeps, held against each other.
+"""Which estimate of a latency repeats best, and which tells networks from their ops best?
 
     python -m benchmarks.estimator --table latency_tables/cpu.jsonl
 
 Every table keeps all samples of all rounds. Each estimator computes every op and network twice, from two disjoint halves of the
 rounds: every other round (which share the machine's slow drift), and the first against the second half of the session (which do
-not). Takes seconds; needs a table that dna-profile made on a device.
+not). An estimate may repeat because it shows each model at its luckiest moment, which short ops meet and long networks do not:
+so the table's whole networks are also predicted from its ops by each estimate, as the product does, each network held out.
+Takes seconds; needs a table that dna-profile made on a device.
 """
 
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ from scipy.stats import spearmanr
 
 from benchmarks._report import Result, arguments, report
 from dna_deploy.arch import Architecture
+from dna_deploy.predictor import LatencyPredictor
 from dna_deploy.table import LatencyTable
 from profilers import leveled, summarize_all
 
@@ -98,6 +102,11 @@ def main() -> None:
             found = compare(estimate(first), estimate(second))
             row |= {f"{split}: median": found[0], f"{split}: worst tenth": found[1], f"{split}: rank correlation": found[2]}
             results.append(Result(f"{name}, {split}", found[0], "", n=len(samples)))
+        whole = estimate(sorted(common))
+        told = {key: replace(found, latency_ms=whole[key]) for key, found in table.measurements.items() if key in whole}
+        if errors := LatencyPredictor(replace(table, measurements=told)).errors():
+            row["networks"] = errors[0].mape
+            results.append(Result(f"{name}, networks from their ops", errors[0].mape, "", n=errors[0].n))
         rows.append(row)
     best = min(rows, key=lambda row: statistics.mean(row[f"{split}: median"] for split in halves([])))
     results.append(
