@@ -5,6 +5,7 @@ augmentations are timm's, by the names they have there.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,12 @@ from dna_deploy.errors import RequestError
 from dna_deploy.files import read_toml
 
 RECIPES = Path(__file__).parent / "recipes"
+RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {  # what is no number is within none
+    "0 to 1": (lambda x: 0 <= x <= 1, ("warmup", "label_smoothing", "teacher_share")),
+    "0 or more, and less than 1": (lambda x: 0 <= x < 1, ("momentum", "ema", "drop_connect")),
+    "0 or more": (lambda x: 0 <= x < math.inf, ("weight_decay", "color_jitter", "mixup", "feature_share")),
+    "more than 0": (lambda x: 0 < x < math.inf, ("learning_rate", "epsilon", "decay_epochs", "decay_rate", "temperature")),
+}
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,10 @@ class Training:
             raise RequestError(
                 f"{self.epochs} epochs, batch {self.batch}, accumulate {self.accumulate}: expected at least 1 each"
             )
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise RequestError(f"learning_rate = {self.learning_rate}: expected more than 0")
+        for expected, (within, names) in RANGES.items():
+            for name in names:
+                if (value := getattr(self, name)) is not None and not within(value):
+                    raise RequestError(f"{name} = {value}: expected {expected}")
 
     @property
     def guided(self) -> bool:

@@ -1,6 +1,8 @@
 """Recipes: DNA's published one to the letter, one's own, and the answers to those that cannot be meant."""
 
+import itertools
 import math
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,8 @@ def test_ones_own_recipe_and_what_it_may_say(tmp_path):
         ("epochs = 0", "expected at least 1"),
         ('epochs = "many"', "epochs"),
         ("learning_rate = -1.0", "learning_rate = -1.0: expected more than 0"),
+        ('color_jitter = -1.0\naugmentation = "crop"', "color_jitter = -1.0: expected 0 or more"),
+        ("temperature = inf", "temperature"),
         ("epochs: 3", "not TOML"),
     ):
         own.write_text(text)
@@ -47,3 +51,26 @@ def test_ones_own_recipe_and_what_it_may_say(tmp_path):
         recipe("nope")
     with pytest.raises(RequestError, match="no such recipe"):
         recipe(str(Path("nowhere.toml")))
+
+
+OUTSIDE = {
+    "0 to 1": ({"warmup", "label_smoothing", "teacher_share"}, (-0.1, 1.1)),
+    "0 or more, and less than 1": ({"momentum", "ema", "drop_connect"}, (-0.1, 1.0)),
+    "0 or more": ({"weight_decay", "color_jitter", "mixup", "feature_share"}, (-0.1, math.inf)),
+    "more than 0": ({"learning_rate", "epsilon", "decay_epochs", "decay_rate", "temperature"}, (0.0, -0.1, math.inf)),
+}
+
+
+def test_values_outside_their_range_are_named():
+    numbers = {field.name for field in fields(Training) if field.type in (float, float | None)}
+    assert set.union(*(names for names, _ in OUTSIDE.values())) == numbers  # a new one needs a range
+    for expected, (names, values) in OUTSIDE.items():
+        for name, value in itertools.product(names, (*values, math.nan)):
+            with pytest.raises(RequestError, match=f"^{name} = {value}: expected {expected}$"):
+                Training(**{name: value})
+
+
+def test_the_ends_of_the_ranges_are_within():
+    most = Training(warmup=1, label_smoothing=1, teacher_share=1, ema=0.9999, drop_connect=0.999)
+    least = Training(warmup=0, label_smoothing=0, teacher_share=0, ema=0, drop_connect=0, weight_decay=0, mixup=0, momentum=0)
+    assert most.guided and least.guided
