@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from dna_deploy.errors import MachineError
 from dna_deploy.pick import least_through
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SCALE = 1000.0  # of scores: HiGHS stops at an absolute gap of 1e-6
+INFEASIBLE = 2  # a status of SciPy's solvers
 FIRST = 500  # candidates that enter the first integer program
 
 
@@ -137,8 +139,10 @@ def _prices(program: Program) -> Array | None:
 
     budgets, equal, right = _rows(program)
     solved = linprog(np.concatenate(list(program.scores)), budgets, np.ones(len(budgets)), equal, right, method="highs")
-    if solved.status != 0:
+    if solved.status == INFEASIBLE:
         return None
+    if solved.status != 0:
+        raise MachineError(f"the linear relaxation of the budgets was not solved ({_reason(solved)}); loosen one of them")
     prices: Array = np.maximum(-solved.ineqlin.marginals, 0.0) / program.limits
     return prices
 
@@ -163,8 +167,18 @@ def _solve(program: Program, cuts: Sequence[tuple[Sequence[int | None], int]], s
         constraints=constraints,
         options={"mip_rel_gap": 0.0, "time_limit": seconds},
     )
-    if solved.x is None:
+    if solved.status == INFEASIBLE:
         return None
+    if solved.x is None:
+        raise MachineError(
+            f"whether any network fits all budgets was not decided within {seconds:g} s ({_reason(solved)}); loosen one of "
+            "them or leave it out, or try again when the machine is less busy"
+        )
     chosen = [int(solved.x[a:b].argmax()) for a, b in itertools.pairwise(starts)]
     bound = solved.mip_dual_bound if solved.status != 0 else solved.fun
     return chosen, float(bound) / SCALE
+
+
+def _reason(solved: Any) -> str:
+    """SciPy's words, without the solver's own status behind them."""
+    return str(solved.message).partition(" (")[0].rstrip(". ")

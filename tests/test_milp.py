@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dna_deploy.errors import MachineError
 from dna_deploy.milp import Program, best
 
 
@@ -68,6 +69,17 @@ def test_candidates_left_out_at_first_are_brought_in():
     link = np.zeros((500, 2), int)
     (found,) = best(Program([score, score], [cost, cost], [link, link], np.array([2.0])))
     assert found.choices == (499, 499) and found.gap == 0
+
+
+def test_what_is_not_decided_in_time_is_not_answered_with_nothing_fits():
+    rng = np.random.default_rng(0)
+    scores, costs = ([rng.normal(size=300) for _ in range(8)], [rng.random((300, 4)) for _ in range(8)])
+    program = Program(scores, costs, [np.zeros((300, 2), int)] * 8, np.full(4, 2.0))
+    with pytest.raises(MachineError, match=r"not decided within 1e-06 s \(Time limit reached\); loosen") as caught:
+        best(program, seconds=1e-6)
+    assert caught.value.exit_code == 3 and "\n" not in str(caught.value)
+    cheapest = [int(cost.max(1).argmin()) for cost in costs]
+    assert program.fits(cheapest)  # something does fit
 
 
 @pytest.mark.parametrize("seed", range(3))
