@@ -42,7 +42,7 @@ def _matches(space: SearchSpace, text: str, flag: str) -> dict[int, Array]:
     place, named, pattern = text.partition("=")
     name, _, layer = place.partition(".")
     blocks = {at: block for at, block in enumerate(space.blocks) if named and block.name == name}
-    if not blocks or (layer and not (layer.isdigit() and int(layer))):  # all of it is a name, such as k3e3,act=silu
+    if not blocks or (layer and not (layer.isdecimal() and int(layer))):  # all of it is a name, such as k3e3,act=silu
         blocks, layer, pattern = {at: block for at, block in enumerate(space.blocks) if block.size > 1}, "", text
     depth = int(layer) - 1 if layer else None
     known = {word for block in blocks.values() for word in _words(block, depth)}

@@ -64,6 +64,7 @@ def test_a_pinned_width_leaves_only_what_fits_it(widths):
         ({"pins": ["b1=8-16x1", "b1=8-16x2"]}, "--pin b1=8-16x1 --pin b1=8-16x2: together they leave no candidate of b1"),
         ({"pins": ["b1=k3e3se"], "bans": ["b1.1=k3*"]}, "--ban b1.1=k3.: together they leave no candidate of b1"),
         ({"pins": ["b1=8-24x1", "b2=16-32x1"]}, "do not fit together"),
+        ({"pins": ["b1.²=k3e3"]}, "no place 'b1.²'"),  # a digit to str.isdigit, but none to int
         ({"pins": ["b9=k3e3"]}, "no place 'b9' and no op .* in space widths; write BLOCK=PATTERN or .*, of b1, b2"),
         ({"bans": ["b1.x=k3e3"]}, "no place 'b1.x'"),
         ({"bans": ["k9*"]}, "nothing there is called 'k9.'; there are 16-32x1"),
