@@ -1,7 +1,9 @@
 """Labelled images: where they come from, how they are split, and the batches they are handed out in."""
 
+import hashlib
 import importlib.util
 import itertools
+import json
 import math
 import os
 from collections import Counter, deque
@@ -38,10 +40,17 @@ class Source:
     open: Callable[[int], Any]
     fixed_test: frozenset[int] = frozenset()
     licence: str | None = None
+    files: tuple[str, ...] = ()  # each image's, relative to the folder; () where they are not files of the user's
 
     def __post_init__(self) -> None:
         if len(set(self.labels)) < 2:
             raise DataError(f"{self.name}: all {len(self.labels)} images are of one class; expected at least two")
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of what says which image is which: classes, labels, the test set and file names. No image is read."""
+        told = [self.classes, self.labels, sorted(self.fixed_test), self.files]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,7 @@ class Split:
 
     source: str
     images: int
+    sha256: str  # the source's
     train: list[int]
     held_out: list[int]
     test: list[int]
@@ -79,7 +89,7 @@ def split(source: Source, seed: int = 0) -> Split:
     else:
         rest, test = divide(everything, TEST_SHARE, seed)
     train, held_out = divide(rest, HELD_OUT_SHARE, seed + 1)
-    return Split(source.name, len(labels), train, held_out, test)
+    return Split(source.name, len(labels), source.sha256, train, held_out, test)
 
 
 def save_split(path: Path, made: Split) -> None:
@@ -88,11 +98,13 @@ def save_split(path: Path, made: Split) -> None:
 
 def load_split(path: Path, source: Source) -> Split:
     found = read_json(path, Split)
+    advice = "restore the data, or start a new run with --run NAME"
     if (found.source, found.images) != (source.name, len(source.labels)):
         raise DataError(
-            f"{path}: a split of {found.images} images of {found.source}; {source.name} now has {len(source.labels)}: "
-            "restore the data, or start a new run with --run NAME"
+            f"{path}: a split of {found.images} images of {found.source}; {source.name} now has {len(source.labels)}: {advice}"
         )
+    if found.sha256 != source.sha256:
+        raise DataError(f"{path}: classes, labels or file names of {source.name} changed since it was split; {advice}")
     return found
 
 
@@ -295,12 +307,12 @@ def open_source(spec: str, root: str | None = None) -> Source:
     """
     if spec in KNOWN:
         return KNOWN[spec]()
-    if Path(spec).is_dir():
+    if spec and Path(spec).is_dir():  # Path("") is the folder one is in
         return _folder(Path(spec))
     if "/" in spec and not spec.startswith((".", "/")):
         return _timm(spec, root)
     raise DataError(
-        f"--data {spec}: no such folder; expected a folder with one folder a class, one of {', '.join(KNOWN)}, "
+        f"--data {spec or repr(spec)}: no such folder; expected a folder with one folder a class, one of {', '.join(KNOWN)}, "
         "or a timm data set such as hfds/NAME, torch/cifar10 or wds/..."
     )
 
@@ -313,19 +325,23 @@ def _folder(root: Path) -> Source:
     if published and test is None and len(parts) > 1:
         raise DataError(f"{root}: holds {', '.join(sorted(parts))}; expected test/ or val/ beside train/, or train/ alone")
     roots = [part for part in (parts["train"], test) if part] if published else [root]
-    classes = sorted({folder.name for part in roots for folder in _folders(part) if _images(folder)})
+    images = {folder: _images(folder) for part in roots for folder in _folders(part)}
+    classes = sorted({folder.name for folder, found in images.items() if found})
+    if not classes:
+        raise DataError(f"{root}: no images; expected one folder a class with {', '.join(SUFFIXES[:4])} files in them")
+    if empty := sorted(str(folder) for folder in images if folder.name not in classes):
+        raise DataError(f"{empty[0]}: no images in it; expected {', '.join(SUFFIXES[:4])} files of its class, or no such folder")
     files: list[Path] = []
     labels: list[int] = []
     fixed: set[int] = set()
     for part in roots:
         for label, name in enumerate(classes):
-            for file in _images(part / name):
+            for file in images.get(part / name, []):
                 if part is test:
                     fixed.add(len(files))
                 files.append(file)
                 labels.append(label)
-    if not files:
-        raise DataError(f"{root}: no images; expected one folder a class with {', '.join(SUFFIXES[:4])} files in them")
+    names = tuple("/".join(file.parts[len(root.parts) :]) for file in files)
 
     def open_file(index: int) -> Any:
         from PIL import Image, UnidentifiedImageError
@@ -337,7 +353,7 @@ def _folder(root: Path) -> Source:
         except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise OSError(f"{files[index]}: not a readable image ({type(error).__name__})") from error
 
-    return Source(str(root), tuple(classes), tuple(labels), open_file, frozenset(fixed))
+    return Source(str(root), tuple(classes), tuple(labels), open_file, frozenset(fixed), files=names)
 
 
 def _elpv() -> Source:

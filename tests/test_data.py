@@ -58,6 +58,39 @@ def test_a_split_is_kept_and_refused_for_other_data(digits, folder, tmp_path):
         load_split(tmp_path / "split.json", open_source(str(folder)))
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("blue/0.png", "blue/zz.png"),  # all images behind it move up by one
+        ("red", "amber"),  # and comes first of the classes
+        ("blue", "azure"),
+    ],
+)
+def test_a_split_is_refused_when_as_many_images_are_others(folder, tmp_path, monkeypatch, old, new):
+    save_split(tmp_path / "split.json", split(open_source(str(folder))))
+    load_split(tmp_path / "split.json", open_source(str(folder)))
+    (folder / old).rename(folder / new)
+    with pytest.raises(DataError, match=r"split\.json: classes, labels or file names of .*set changed .*--run NAME") as caught:
+        load_split(tmp_path / "split.json", open_source(str(folder)))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_identifies_images_says_nothing_of_where_they_lie_or_what_they_show(folder, tmp_path, monkeypatch):
+    before = open_source(str(folder))
+    shutil.move(folder, tmp_path / "elsewhere")
+    Image.new("RGB", (12, 8), (9, 9, 9)).save(tmp_path / "elsewhere" / "red" / "3.png")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert open_source(".").sha256 == before.sha256
+    for other in ({"labels": before.labels[::-1]}, {"fixed_test": frozenset({3})}, {"classes": ("blue", "rot")}, {"files": ()}):
+        assert replace(before, **other).sha256 != before.sha256
+
+
+def test_no_folder_is_not_the_folder_one_is_in(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    with pytest.raises(DataError, match="--data '': no such folder"):
+        open_source("")
+
+
 def test_a_folder_is_read_by_class(folder):
     source = open_source(str(folder))
     assert source.classes == ("blue", "red") and source.labels == (0,) * 10 + (1,) * 10
@@ -95,8 +128,21 @@ def test_a_published_split_is_known_by_its_usual_names(folder, tmp_path, name):
         open_source(str(root))
 
 
-def test_folders_without_images_and_hidden_ones_are_no_classes(folder):
-    (folder / "empty").mkdir()
+def test_a_class_without_images_is_named(folder, tmp_path):
+    (folder / "green").mkdir()
+    (folder / "green" / "0.gif").write_bytes(b"GIF89a")  # of a kind that is not read
+    with pytest.raises(DataError, match=r"set/green: no images in it; expected \.jpg, .* files of its class, or no such folder"):
+        open_source(str(folder))
+    (folder / "green" / "0.gif").unlink()
+    for part in ("train", "test"):
+        shutil.copytree(folder, tmp_path / "published" / part)
+    with pytest.raises(DataError, match="test/green: no images in it"):
+        open_source(str(tmp_path / "published"))
+    shutil.copy(folder / "red" / "0.png", tmp_path / "published" / "train" / "green")  # of which there is no test image
+    assert open_source(str(tmp_path / "published")).classes == ("blue", "green", "red")
+
+
+def test_hidden_folders_are_no_classes(folder):
     shutil.copytree(folder / "red", folder / ".ipynb_checkpoints")
     (folder / "train").mkdir()  # a class may be called so
     shutil.copy(folder / "red" / "0.png", folder / "train")
