@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dna_deploy.checkpoint import load_checkpoint, save_checkpoint
+from dna_deploy.checkpoint import load_weights, save_checkpoint
 from dna_deploy.data import Images, Preprocessing, Source
 from dna_deploy.files import write_json
 from dna_deploy.machine import this_machine
@@ -108,7 +108,7 @@ def teacher_of(name: str) -> Teacher:
             )
             save_checkpoint(folder / "weights.safetensors", model, None, known.training.epochs)
             (folder / "partial.safetensors").unlink()
-        load_checkpoint(folder / "weights.safetensors", model)
+        load_weights(folder / "weights.safetensors", model, "run this again")
     model.eval().requires_grad_(False).to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     places = {place.name: place for place in trunk(model, known.image_size)}
     return Teacher(name, model, PREPROCESSING, (None, *(places[cut] for cut in known.cuts)), known.image_size)

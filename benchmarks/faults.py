@@ -35,7 +35,7 @@ from benchmarks._report import Result, arguments, report
 from dna_deploy.arch import Architecture, sample
 from dna_deploy.bundle import prefix_graph
 from dna_deploy.chain import graphs, in_precision
-from dna_deploy.checkpoint import load_checkpoint
+from dna_deploy.checkpoint import load_weights
 from dna_deploy.data import Images, load_split, open_source
 from dna_deploy.exporters._exporter import Options
 from dna_deploy.exporters.onnx import scopes
@@ -48,7 +48,7 @@ from dna_deploy.quantize import quantize_within
 from dna_deploy.ranges import observe
 from dna_deploy.reference import Graph, Module
 from dna_deploy.run import Pick, TeacherReport
-from dna_deploy.search import prepare_teacher
+from dna_deploy.search import load_blocks, prepare_teacher
 from dna_deploy.supernet import Supernet
 from dna_deploy.train import settle_statistics
 from dna_deploy.verify import LIMITS, Inputs, Step, compare, failures, judge, outputs
@@ -131,7 +131,7 @@ def cases(pick, count):
 
 def teacher_of(pick):
     network = untrained(pick.run.asked.teacher, len(read_json(pick.run.teacher_report, TeacherReport).classes))
-    load_checkpoint(pick.run.teacher, network)
+    load_weights(pick.run.teacher, network, f"delete {pick.run.teacher_report} and run dna-search again")
     return network.eval()
 
 
@@ -145,7 +145,7 @@ def relatives(pick, count):
     parts = load_split(run.split, source)
     teacher = prepare_teacher(run, source, parts, space)
     supernet = Supernet(space, teacher)
-    load_checkpoint(run.supernet, supernet)
+    load_blocks(run, supernet)
     images = Images(source, parts.train, space.image_size)
     for seed in range(count - 2):
         network = supernet.build(sample(space, random.Random(seed)))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dna_deploy.errors import RunError
+from dna_deploy.errors import MachineError, RunError
 from dna_deploy.files import write_atomic
 
 
@@ -29,10 +29,8 @@ def save_checkpoint(
     save_tensors(path, tensors, {"done": str(done), "asked": json.dumps(dict(asked)), "plain": json.dumps(plain)})
 
 
-def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, asked: Mapping[str, object] = {}
-) -> int:
-    """Fill `model` and `optimizer` from `path`; returns the finished epochs, 0 where there is no file yet.
+def resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, asked: Mapping[str, object] = {}) -> int:
+    """Go on with the training kept in `path`, if one is; returns its finished epochs, 0 where there is no file yet.
 
     A file of a training that was not begun as `asked` is refused: it would be written over.
     """
@@ -41,23 +39,33 @@ def load_checkpoint(
     tensors, about = load_tensors(path)
     if other := difference(json.loads(about.get("asked", "{}")), asked):
         raise RunError(f"{path}: begun with {other}; choose another --run NAME, or delete the file to begin anew")
+    _fill(path, model, tensors)
+    restored = optimizer.state_dict()
+    restored["state"] = {}
+    for name, value in {**tensors, **json.loads(about.get("plain", "{}"))}.items():
+        kind, place, *part = name.split("/")
+        if kind == "optimizer":
+            restored["state"].setdefault(int(place), {})[part[0]] = value
+        elif kind == "group":
+            restored["param_groups"][int(place)][part[0]] = value
+    optimizer.load_state_dict(restored)
+    return int(about.get("done", "0"))
+
+
+def load_weights(path: Path, model: nn.Module, advice: str) -> None:
+    """Fill `model` with weights that were finished; `advice` is what to do where they are gone."""
+    if not path.exists():
+        raise MachineError(f"{path}: these weights were finished and are gone; {advice}")
+    _fill(path, model, load_tensors(path)[0])
+
+
+def _fill(path: Path, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     state = {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()[:120]
         raise RunError(f"{path}: weights of another network ({reason}); start a new run with --run NAME") from error
-    if optimizer is not None:
-        restored = optimizer.state_dict()
-        restored["state"] = {}
-        for name, value in {**tensors, **json.loads(about.get("plain", "{}"))}.items():
-            kind, place, *part = name.split("/")
-            if kind == "optimizer":
-                restored["state"].setdefault(int(place), {})[part[0]] = value
-            elif kind == "group":
-                restored["param_groups"][int(place)][part[0]] = value
-        optimizer.load_state_dict(restored)
-    return int(about.get("done", "0"))
 
 
 def begun(path: Path, asked: Mapping[str, object]) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from dna_deploy.checkpoint import load_checkpoint, save_checkpoint
+from dna_deploy.checkpoint import resume, save_checkpoint
 from dna_deploy.data import epoch_batches, shares
 from dna_deploy.errors import MachineError
 from dna_deploy.lessons import Lessons
@@ -106,7 +106,7 @@ def distill(supernet: Supernet, lessons: Lessons, how: Distillation, checkpoint:
     """Train the supernet; continues from `checkpoint`, written after every epoch, and leaves the result there."""
     require_parts(supernet.space, how, min(how.batch, len(lessons)), machine)
     optimizer = torch.optim.AdamW(supernet.parameters(), how.learning_rate, weight_decay=how.weight_decay, fused=machine.fused)
-    first = load_checkpoint(checkpoint, supernet, optimizer)
+    first = resume(checkpoint, supernet, optimizer)
     if first >= how.epochs:
         return
     machine.begin(supernet)

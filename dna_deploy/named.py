@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dna_deploy.data import Images, Preprocessing, load_split, open_source, save_split, split
 from dna_deploy.errors import RequestError, RunError
-from dna_deploy.files import read_json, write_json
+from dna_deploy.files import disk_errors, read_json, write_json
 from dna_deploy.progress import say
 from dna_deploy.recipe import Training
 
@@ -45,15 +45,18 @@ def train_named(
         raise RequestError(f"{network!r} is no model of timm's; expected for example dna_a or mobilenetv3_large_100")
     machine = this_machine(amp)
     source = open_source(data, data_root)
-    report, parted = folder / "trained.json", folder / "split.json"
+    report, weights, parted = (folder / file for file in ("trained.json", "weights.safetensors", "split.json"))
     named = {"network": network, "data": data, "image_size": image_size}
-    if report.exists():
+    if report.exists() and weights.exists():
         found = read_json(report, Trained)
         if other := difference(asdict(found) | asdict(found.training), {**named, **asdict(how)}):
             raise RunError(f"{folder}: was trained with {other}; choose another --run NAME")
         return found if machine.first else None
-    if machine.first and not parted.exists():
-        save_split(parted, split(source))
+    if machine.first:
+        with disk_errors(folder):
+            report.unlink(missing_ok=True)  # its weights are gone
+        if not parted.exists():
+            save_split(parted, split(source))
     machine.tell(stage="named")
     if not machine.first:
         machine.told()
@@ -70,7 +73,7 @@ def train_named(
     if not machine.first:
         return None
     reached = accuracy(logits_of(model, test, preprocessing), test.labels)
-    save_tensors(folder / "weights.safetensors", model.state_dict(), {})
+    save_tensors(weights, model.state_dict(), {})
     done = Trained(network, data, image_size, list(source.classes), reached, len(test), machine.amp, how)
     write_json(report, done)
     partial.unlink(missing_ok=True)

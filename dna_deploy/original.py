@@ -59,16 +59,17 @@ class Original:
 
 def from_run(pick: Pick) -> Original:
     """The network found by a search, as it was trained."""
-    from dna_deploy.checkpoint import load_checkpoint
+    from dna_deploy.checkpoint import load_weights
 
     run = pick.run
     find("spaces", run.asked.space)  # a space of the user's own is known by its name from here on
     arch = Architecture.load(pick.architecture)
-    if not pick.weights.exists():
-        raise RunError(f"{pick.weights}: no weights there; run the same dna-search again, it trains the found network")
+    advice = "run the same dna-search again, it trains the found network"
+    if not pick.weights.exists():  # the network may only have been picked
+        raise RunError(f"{pick.weights}: no weights there; {advice}")
     report = read_json(run.teacher_report, TeacherReport)
     network = arch.module(report.padding)
-    load_checkpoint(pick.weights, network)
+    load_weights(pick.weights, network, advice)
     mean, std = tuple(report.mean), tuple(report.std)
     source = open_source(run.asked.data, run.asked.data_root)
     parts = load_split(run.split, source)

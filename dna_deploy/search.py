@@ -11,7 +11,7 @@ import numpy as np
 from dna_deploy.arch import Architecture
 from dna_deploy.budget import Wish
 from dna_deploy.data import Images, Source, Split, load_split, open_source, save_split, split
-from dna_deploy.errors import MachineError
+from dna_deploy.errors import RunError
 from dna_deploy.files import read_json, write_json
 from dna_deploy.found import Found, pick, require_measurable
 from dna_deploy.graph import onnx_of
@@ -152,7 +152,7 @@ def prepare_teacher(run: Run, source: Source, parts: Split, space: SearchSpace) 
     """The teacher of a run: as given where it knows the classes, else fine-tuned on the training images first."""
     import torch
 
-    from dna_deploy.checkpoint import load_checkpoint, save_checkpoint
+    from dna_deploy.checkpoint import load_weights, save_checkpoint
     from dna_deploy.data import Preprocessing
     from dna_deploy.networks import untrained
     from dna_deploy.teacher import Teacher, cut
@@ -161,8 +161,13 @@ def prepare_teacher(run: Run, source: Source, parts: Split, space: SearchSpace) 
     asked, machine = run.asked, machine_of(run)
     if run.teacher_report.exists():
         report = read_json(run.teacher_report, TeacherReport)
+        if report.classes != list(source.classes):
+            raise RunError(
+                f"{run.teacher_report}: the teacher tells other classes apart than {source.name} now has; restore the data, or "
+                "start a new run with --run NAME"
+            )
         model = untrained(asked.teacher, len(source.classes))
-        load_checkpoint(run.teacher, model)
+        load_weights(run.teacher, model, f"delete {run.teacher_report} and run dna-search again, it makes the teacher anew")
         preprocessing = Preprocessing(tuple(report.mean), tuple(report.std))  # type: ignore[arg-type]
         model.to(machine.device)
     else:
@@ -191,15 +196,15 @@ def fine_tuned(run: Run, source: Source, parts: Split, space: SearchSpace) -> "t
     asked, machine = run.asked, machine_of(run)
     torch.manual_seed(asked.seed)  # a fresh head is drawn alike when an interrupted fine-tuning begins again
     weights = Path(asked.teacher_weights) if asked.teacher_weights else None
-    model, preprocessing, ready = create(asked.teacher, len(source.classes), weights)
+    model, preprocessing, untaught = create(asked.teacher, len(source.classes), weights)
     images = Images(source, parts.train, asked.image_size)
     # refused now rather than after the fine-tuning
     teacher = Teacher(asked.teacher, model.eval(), preprocessing, cut(model, space, asked.cut))
     require_scores(model, asked.image_size, len(source.classes))
     teacher.require_signal(preprocessing(next(images.batches([range(min(16, len(images)))]))))
     model.to(machine.device)
-    if not ready:
-        say(f"teacher {asked.teacher}: its classes differ, fine-tuning it on {len(parts.train)} images")
+    if untaught:
+        say(f"teacher {asked.teacher}: {untaught}, fine-tuning it on {len(parts.train)} images")
         usual = Training(epochs=asked.teacher_epochs, batch=32, learning_rate=1e-3, seed=asked.seed)
         how = replace(usual.at(max(32, asked.distill_batch)), accumulate=asked.accumulate)
         machine.tell(run=str(run.folder), stage="teacher")
@@ -284,16 +289,13 @@ def inherit_and_train(
     run: Run, source: Source, parts: Split, teacher: "Teacher", arch: Architecture, how: Training, checkpoint: Path
 ) -> "nn.Sequential":
     """A network of the run's space with the weights its blocks learned, or random ones, trained whole as the recipe says."""
-    from dna_deploy.checkpoint import load_checkpoint
     from dna_deploy.supernet import Supernet
     from dna_deploy.train import Guide, fresh, settle_statistics, train
 
     machine = machine_of(run)
     images = Images(source, parts.train, run.asked.image_size)
     supernet = Supernet(arch.space, teacher)
-    if not run.supernet.exists():
-        raise MachineError(f"{run.supernet}: the block weights are gone; delete {run.ratings} and run dna-search again")
-    load_checkpoint(run.supernet, supernet)
+    load_blocks(run, supernet)
     network = (supernet.build(arch) if how.inherit else fresh(arch, teacher.padding, how.seed)).to(machine.device)
     if how.inherit:
         settle_statistics(network, images, teacher.preprocessing, range(min(512, len(images))))
@@ -302,6 +304,13 @@ def inherit_and_train(
     machine.tell(run=str(run.folder), stage="network", **told)
     train(network, images, teacher.preprocessing, how, checkpoint, "training the found network", guide, machine)
     return network
+
+
+def load_blocks(run: Run, supernet: "Supernet") -> None:
+    """Fill it with what the blocks of a rated run learned."""
+    from dna_deploy.checkpoint import load_weights
+
+    load_weights(run.supernet, supernet, f"delete {run.ratings} and run dna-search again, it trains and rates the blocks anew")
 
 
 def machine_of(run: Run) -> "Machine":

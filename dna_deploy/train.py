@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from dna_deploy.arch import Architecture
-from dna_deploy.checkpoint import load_checkpoint, save_checkpoint
+from dna_deploy.checkpoint import resume, save_checkpoint
 from dna_deploy.crops import Crops, crops
 from dna_deploy.data import Augmentation, Images, Preprocessing, epoch_batches, evenly, sent, shares
 from dna_deploy.distill import Watch, noise_to_signal
@@ -79,7 +79,7 @@ def train(
     mixup = Mixup(how.mixup, label_smoothing=how.label_smoothing, num_classes=len(images.source.classes)) if how.mixup else None
     kept = nn.ModuleDict({**trained, "ema": ema.module}) if ema else trained
     asked = {**named, **asdict(how)}
-    first = load_checkpoint(checkpoint, kept, optimizer, asked)
+    first = resume(checkpoint, kept, optimizer, asked)
     machine.begin(kept)
     with bar(text, how.epochs * steps) as advance, one_update_a_step(network, how.accumulate):
         advance(first * steps)

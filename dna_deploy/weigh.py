@@ -21,7 +21,7 @@ from dna_deploy.recipe import Training
 from dna_deploy.rivals import kendall
 from dna_deploy.run import Asked, Run, existing_run
 from dna_deploy.scores import imitation
-from dna_deploy.search import inherit_and_train, prepare_teacher, splits
+from dna_deploy.search import inherit_and_train, load_blocks, prepare_teacher, splits
 from dna_deploy.space import SearchSpace
 from dna_deploy.torchrun import WORLD
 
@@ -113,7 +113,6 @@ def calibrate_run(run: Run, space: SearchSpace, count: int) -> Calibration:
 
 def replace_one_run(run: Run, reference: Architecture, images: int) -> None:
     """Put every candidate into the whole `reference` network, on held-out images; kept as `replace_one` in the ratings."""
-    from dna_deploy.checkpoint import load_checkpoint
     from dna_deploy.lessons import Lessons
     from dna_deploy.rate import replace_one
     from dna_deploy.supernet import Supernet
@@ -123,7 +122,7 @@ def replace_one_run(run: Run, reference: Architecture, images: int) -> None:
     parts = splits(run, source)
     teacher = prepare_teacher(run, source, parts, space)
     supernet = Supernet(space, teacher)
-    load_checkpoint(run.supernet, supernet)
+    load_blocks(run, supernet)
     supernet.to(next(teacher.model.parameters()).device)
     held_out = Lessons(teacher, Images(source, parts.held_out, run.asked.image_size))
     places = np.random.default_rng(run.asked.seed).permutation(len(held_out))[:images]

@@ -64,17 +64,17 @@ def test_the_last_1x1_of_mobilenetv3_is_no_stage():
 
 
 def test_a_module_of_ones_own_as_teacher(tmp_path):
-    model, preprocessing, ready = create(OWN, 5)
-    assert not ready and preprocessing.mean == (0.4, 0.5, 0.6)
+    model, preprocessing, untaught = create(OWN, 5)
+    assert "nothing says that MODEL() comes trained" in untaught and preprocessing.mean == (0.4, 0.5, 0.6)
     torch.save(model.state_dict(), tmp_path / "own.pth")
-    again, _, ready = create(OWN, 5, tmp_path / "own.pth")
-    assert ready and torch.equal(again.fc.weight, model.fc.weight)
+    again, _, untaught = create(OWN, 5, tmp_path / "own.pth")
+    assert untaught is None and torch.equal(again.fc.weight, model.fc.weight)
     with pytest.raises(RequestError, match=r"own\.pth: not the weights of .*own_teacher\.py"):
         create(OWN, 6, tmp_path / "own.pth")
     trained = tmp_path / "trained.py"
     trained.write_text("from torch import nn\nMODEL = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 7))\n")
-    model, _, ready = create(str(trained), 5)
-    assert ready and isinstance(model, nn.Module)
+    model, _, untaught = create(str(trained), 5)
+    assert untaught is None and isinstance(model, nn.Module)
     with pytest.raises(TeacherError, match=r"has the shape \(1, 7\) for one image, the data has 5 classes"):
         require_scores(model, 64, 5)
     empty = tmp_path / "empty.py"

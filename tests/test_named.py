@@ -33,6 +33,9 @@ def test_dna_a_from_scratch_with_the_published_recipe(stripes, tmp_path):
     weights = (tmp_path / "run" / "weights.safetensors").stat().st_mtime_ns
     assert train_named("dna_a", stripes, None, 32, tmp_path / "run", how, amp=None) == done
     assert (tmp_path / "run" / "weights.safetensors").stat().st_mtime_ns == weights
+    (tmp_path / "run" / "weights.safetensors").unlink()
+    assert train_named("dna_a", stripes, None, 32, tmp_path / "run", how, amp=None) == done  # trained again, to the same end
+    assert (tmp_path / "run" / "weights.safetensors").exists()
     shown = Asked("dna_a", weights=tmp_path / "run" / "weights.safetensors", data=stripes, image_size=32)
     assert from_model(shown).network is not None  # what dna-export --model dna_a --weights reads
     for name, size, other, said in (
@@ -62,6 +65,12 @@ def test_a_training_that_is_not_done_goes_on_only_as_it_was_begun(stripes, tmp_p
     assert (tmp_path / "run" / "training.safetensors").read_bytes() == kept
     monkeypatch.setattr("dna_deploy.train.save_checkpoint", lambda *_: pytest.fail("an epoch was trained again"))
     assert train_named(name, *asked, how, amp=None).training == how
+
+
+def test_a_file_is_no_folder_to_train_in(stripes, tmp_path):
+    (tmp_path / "afile").touch()
+    with pytest.raises(RequestError, match=r"afile: cannot be written \(Not a directory\); choose another folder"):
+        train_named("dna_a", stripes, None, 32, tmp_path / "afile", recipe("scratch"), amp=None)
 
 
 def test_a_network_of_a_fixed_input_size_is_refused_before_it_is_trained(stripes, tmp_path):

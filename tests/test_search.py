@@ -3,6 +3,7 @@
 import pkgutil
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from dna_deploy import search
 from dna_deploy.arch import sample
 from dna_deploy.budget import Budget, Wish
 from dna_deploy.checkpoint import load_tensors, save_checkpoint
-from dna_deploy.data import Preprocessing, Source, open_source
-from dna_deploy.errors import RequestError
+from dna_deploy.data import Preprocessing, Source, open_source, split
+from dna_deploy.errors import MachineError, RequestError, RunError
 from dna_deploy.files import write_json
 from dna_deploy.found import Found
 from dna_deploy.networks import untrained
@@ -25,6 +26,7 @@ from dna_deploy.table import LatencyTable, find_table
 from dna_deploy.teacher import Teacher, cut
 from tests.conftest import TINY
 
+OWN = str(Path(__file__).with_name("own_teacher.py"))
 HOW = Training(epochs=2, batch=6)
 
 
@@ -68,6 +70,36 @@ def weights(pick):
 
 def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_weights_that_are_gone_are_never_taken_for_random_ones(rated, finish):
+    run, _, _ = rated
+    for file, advice in (
+        (run.teacher, f"delete {run.teacher_report} and run dna-search again"),
+        (run.supernet, f"delete {run.ratings} and run dna-search again"),
+    ):
+        kept = file.rename(file.with_suffix(".kept"))
+        with pytest.raises(MachineError, match=f"^{file}: these weights were finished and are gone; {advice}") as caught:
+            finish("gone", HOW)
+        kept.rename(file)
+        assert caught.value.exit_code == 3 and "\n" not in str(caught.value)
+
+
+def test_a_teacher_of_other_classes_is_refused(rated):
+    run, source, space = rated
+    renamed = replace(source, classes=("zero", "one"))
+    with pytest.raises(RunError, match=r"teacher\.json: .* other classes .* few .*--run NAME"):
+        search.prepare_teacher(run, renamed, split(renamed), space)
+
+
+def test_why_a_teacher_is_fine_tuned_is_said(rated, monkeypatch, capsys, tmp_path):
+    _, source, space = rated
+    run = open_run(str(tmp_path / "own"), replace(rated[0].asked, teacher=OWN))
+    monkeypatch.setattr("dna_deploy.train.train", lambda *given, **named: None)
+    search.fine_tuned(run, source, split(source), space)
+    said = capsys.readouterr().err
+    assert "nothing says that MODEL() comes trained (--teacher-weights FILE would, or MODEL as a network)" in said
+    assert "its classes differ" not in said
 
 
 STAGES = [

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dna_deploy.arch import Architecture, sample
-from dna_deploy.checkpoint import load_checkpoint, save_checkpoint
+from dna_deploy.checkpoint import load_weights, resume, save_checkpoint
 from dna_deploy.data import Images, Preprocessing, open_source, split
 from dna_deploy.distill import Distillation, distill, draw, noise_to_signal, step
 from dna_deploy.errors import MachineError, RequestError, RunError, TeacherError
@@ -350,11 +350,19 @@ def test_a_checkpoint_of_another_space_is_refused(tiny, teacher, supernet, tmp_p
     save_checkpoint(tmp_path / "c.safetensors", supernet, None, 0)
     other = Architecture(tiny, tuple(block.candidates[0] for block in tiny.blocks)).module()
     with pytest.raises(RunError, match="weights of another network") as caught:
-        load_checkpoint(tmp_path / "c.safetensors", other)
+        load_weights(tmp_path / "c.safetensors", other, "train again")
     assert "\n" not in str(caught.value)
     (tmp_path / "c.safetensors").write_bytes(b"cut off")
     with pytest.raises(RunError, match="not readable weights"):
-        load_checkpoint(tmp_path / "c.safetensors", supernet)
+        load_weights(tmp_path / "c.safetensors", supernet, "train again")
+
+
+def test_finished_weights_that_are_gone_are_not_nothing_to_load(supernet, tmp_path):
+    gone = tmp_path / "c.safetensors"
+    with pytest.raises(MachineError, match=r"c\.safetensors: these weights were finished and are gone; train again") as caught:
+        load_weights(gone, supernet, "train again")
+    assert caught.value.exit_code == 3
+    assert resume(gone, supernet, torch.optim.SGD(supernet.parameters(), 0.1)) == 0  # a training that has not begun
 
 
 def test_mobile_under_lite0_needs_adapters_at_one_edge_only():

@@ -60,8 +60,8 @@ def test_b7_is_cut_at_its_stages_for_dnas_space():
 def test_a_published_network_can_teach(tmp_path):
     model = timm.create_model("dna_a", num_classes=7)
     torch.save(model.state_dict(), tmp_path / "own.pth")
-    loaded, preprocessing, ready = create("dna_a", 7, tmp_path / "own.pth")
-    assert ready and preprocessing.mean == timm.data.IMAGENET_DEFAULT_MEAN
+    loaded, preprocessing, untaught = create("dna_a", 7, tmp_path / "own.pth")
+    assert untaught is None and preprocessing.mean == timm.data.IMAGENET_DEFAULT_MEAN
     assert [place.channels for place in cut(loaded, find("spaces", "dna").at(64, 7))] == [16, 24, 40, 80, 96, 160, 320]
     with pytest.raises(RequestError, match="no trained weights are published"):
         create("dna_a", 7)
@@ -104,6 +104,12 @@ def test_a_teacher_without_a_signal_is_refused():
     teacher = Teacher("t", model, Preprocessing((0.5,) * 3, (0.5,) * 3), cut(model, MOBILE.at(64, 4)))
     x = torch.rand(2, 3, 64, 64)
     teacher.require_signal(x)
+    torch.nn.init.zeros_(model.fc.weight)
+    teacher.require_signal(x)  # a fresh head that says the same of every image
+    torch.nn.init.constant_(model.fc.bias, float("nan"))
+    with pytest.raises(TeacherError, match=r"class scores are no numbers .*; check its weights"):
+        teacher.require_signal(x)
+    torch.nn.init.zeros_(model.fc.bias)
     torch.nn.init.constant_(model.layer3[0].bn2.bias, -1e9)  # all that follows is behind a ReLU that never opens
     with pytest.raises(TeacherError, match=r"behind layer3.0 are the same everywhere.*--cut"):
         teacher.require_signal(x)
@@ -114,9 +120,9 @@ def test_a_users_checkpoint_keeps_its_classes(tmp_path):
 
     model = timm.create_model("resnet18", num_classes=7)
     save_file(model.state_dict(), tmp_path / "own.safetensors")
-    loaded, _, ready = create("resnet18", 7, tmp_path / "own.safetensors")
-    assert ready
+    loaded, _, untaught = create("resnet18", 7, tmp_path / "own.safetensors")
+    assert untaught is None
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True))
     torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "own.pth")
-    loaded, _, ready = create("resnet18", 5, tmp_path / "own.pth")
-    assert not ready and loaded.num_classes == 5
+    loaded, _, untaught = create("resnet18", 5, tmp_path / "own.pth")
+    assert untaught == "its classes differ" and loaded.num_classes == 5

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from dna_deploy.arch import sample
-from dna_deploy.checkpoint import load_checkpoint, save_checkpoint
+from dna_deploy.checkpoint import resume, save_checkpoint
 from dna_deploy.data import Images, Preprocessing, open_source, split
 from dna_deploy.errors import MachineError, RequestError, RunError
 from dna_deploy.machine import CPU
@@ -239,7 +239,7 @@ def test_every_count_of_an_optimizer_is_kept(tmp_path, name):
     parts, optimizer = begin()
     save_checkpoint(tmp_path / "c.safetensors", parts, stepped(optimizer, parts, 4), 1)
     resumed, optimizer = begin()
-    load_checkpoint(tmp_path / "c.safetensors", resumed, optimizer)
+    resume(tmp_path / "c.safetensors", resumed, optimizer)
     stepped(optimizer, resumed, 5)
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from dna_deploy.arch import Architecture
 from dna_deploy.calibrate import networks_to_train
 from dna_deploy.data import open_source
-from dna_deploy.errors import RequestError, RunError
+from dna_deploy.errors import MachineError, RequestError, RunError
 from dna_deploy.files import read_json, write_json
 from dna_deploy.plugins import find
 from dna_deploy.ratings import load_ratings, save_ratings
@@ -51,6 +52,15 @@ def test_features_were_kept(rated):
     run, space = rated
     kept = sorted(file.name for file in (run.folder / "features").iterdir())
     assert "features.json" in kept and "logits.f16" in kept and len(kept) == 1 + len(space.blocks)
+
+
+def test_without_its_block_weights_no_candidate_is_replaced(rated):
+    run, space = rated
+    before, kept = run.ratings.read_bytes(), run.supernet.rename(run.supernet.with_suffix(".kept"))
+    with pytest.raises(MachineError, match=r"supernet\.safetensors: .* gone; delete .*ratings\.jsonl and run dna-search again"):
+        replace_one_run(run, Architecture(space, tuple(block.candidates[0] for block in space.blocks)), images=16)
+    kept.rename(run.supernet)
+    assert run.ratings.read_bytes() == before
 
 
 def _known(run, space, accuracy):
@@ -125,8 +135,6 @@ def test_the_batch_of_a_calibration_has_two_images_a_part(rated, monkeypatch):
 
 
 def test_replacing_one_is_kept_beside_the_other_scores(rated):
-    from dna_deploy.arch import Architecture
-
     run, space = rated
     before = load_ratings(run.ratings, space.blocks)
     replace_one_run(run, Architecture(space, tuple(block.candidates[0] for block in space.blocks)), images=16)
