@@ -162,8 +162,8 @@ def rated(recipe: Recipe) -> dict[str, list[Rating]]:
             machine,
         )
         held_out = Lessons(teacher, photographs("held_out", recipe.rating_images, SIZE))
-        save_ratings(file, rate(supernet, held_out, range(recipe.rating_images), 128))
-    return load_ratings(file, space.blocks)
+        save_ratings(file, rate(supernet, held_out, range(recipe.rating_images), 128), space)
+    return load_ratings(file, space)
 
 
 def chance(score: np.ndarray, truth: np.ndarray, draws: int = 5_000) -> float:

@@ -108,8 +108,8 @@ def rated(recipe: Recipe) -> dict[str, list[Rating]]:
             middle = Architecture(space, tuple(block.candidates[block.size // 2] for block in space.blocks))
             found = replace_one(supernet, held_out, middle, range(recipe.replace_images), recipe.rating_batch)
             ratings = [replace(rating, replace_one=found[rating.block, rating.candidate]) for rating in ratings]
-        save_ratings(file, ratings)
-    return load_ratings(file, space.blocks)
+        save_ratings(file, ratings, space)
+    return load_ratings(file, space)
 
 
 def rated_by_all(recipe: Recipe) -> dict[str, list[Rating]]:

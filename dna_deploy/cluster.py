@@ -50,7 +50,7 @@ def rate_on(address: str) -> Callable[[Run, Source, SearchSpace], None]:
         ratings = _jobs(ray, address, run, blocks)
         tensors = {name: value for block in blocks for name, value in load_tensors(run.block(block))[0].items()}
         save_tensors(run.supernet, tensors, {"done": str(run.asked.distill_epochs)})
-        save_ratings(run.ratings, ratings)
+        save_ratings(run.ratings, ratings, space)
         shutil.rmtree(run.folder / "blocks")
 
     return rate_all
@@ -119,7 +119,7 @@ def _require_there(address: str) -> None:
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if address in ("local", "auto"):
         return
-    if not (colon and port.isdigit()):
+    if not (colon and port.isdecimal()):
         raise RequestError(f"--ray {address}: expected HOST:PORT as `ray start --head` prints it, auto, or local")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()

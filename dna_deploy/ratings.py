@@ -7,9 +7,9 @@ from pathlib import Path
 
 from dna_deploy.errors import RunError
 from dna_deploy.files import parse, write_text
-from dna_deploy.space import Block
+from dna_deploy.space import SearchSpace
 
-SCHEMA = "dna-deploy/ratings/2"
+SCHEMA = "dna-deploy/ratings/3"
 
 
 @dataclass(frozen=True)
@@ -27,25 +27,31 @@ class Rating:
     )
 
 
-def save_ratings(path: Path, ratings: Sequence[Rating]) -> None:
-    lines = [json.dumps({"schema": SCHEMA, "score": "lower is better"}), *(json.dumps(asdict(rating)) for rating in ratings)]
-    write_text(path, "\n".join(lines) + "\n")
+def save_ratings(path: Path, ratings: Sequence[Rating], space: SearchSpace) -> None:
+    header = {"schema": SCHEMA, "score": "lower is better", "space": space.name, "space_sha256": space.sha256}
+    write_text(path, "".join(json.dumps(row) + "\n" for row in (header, *map(asdict, ratings))))
 
 
-def load_ratings(path: Path, blocks: Sequence[Block]) -> dict[str, list[Rating]]:
-    """Ratings by block, in the order of `Block.candidates`; every candidate of every searched block must be there."""
+def load_ratings(path: Path, space: SearchSpace) -> dict[str, list[Rating]]:
+    """Ratings by block, in the order of `Block.candidates`; every candidate of every searched block must be there.
+
+    Candidates are known by their text, which says nothing of widths and strides, so those of another space are refused.
+    """
     if not path.is_file():
         raise RunError(f"{path}: no ratings there; run dna-search again, it goes on where it stopped")
-    lines = path.read_text(encoding="utf-8").splitlines()
     try:
-        objects = [json.loads(line) for line in lines]
-    except json.JSONDecodeError as error:
+        objects = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RunError(f"{path}: not JSON Lines ({error}); delete it and run dna-search again") from None
-    if not objects or objects[0].get("schema") != SCHEMA:
+    header = objects[0] if objects and isinstance(objects[0], dict) else {}
+    if header.get("schema") != SCHEMA:
         raise RunError(f"{path}: not a ratings file of this version; expected schema {SCHEMA!r}; delete it to rate anew")
-    found = {(row["block"], row["candidate"]): parse(Rating, row, f"{path}, line {n}") for n, row in enumerate(objects[1:], 2)}
+    if header.get("space_sha256") != space.sha256:
+        raise RunError(f"{path}: ratings of another {space.name}, which was edited since; choose another --run NAME for this one")
+    rows = [parse(Rating, row, f"{path}, line {number}") for number, row in enumerate(objects[1:], 2)]
+    found = {(row.block, row.candidate): row for row in rows}
     result: dict[str, list[Rating]] = {}
-    for block in blocks:
+    for block in space.blocks:
         if block.size > 1:
             try:
                 result[block.name] = [found[block.name, candidate.text] for candidate in block.candidates]

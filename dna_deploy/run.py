@@ -31,7 +31,7 @@ from typing import Any
 from dna_deploy.confirm import Tried
 from dna_deploy.data import KNOWN
 from dna_deploy.errors import RunError
-from dna_deploy.files import read_json, write_atomic, write_json
+from dna_deploy.files import disk_errors, read_json, write_atomic, write_json
 from dna_deploy.progress import say
 from dna_deploy.recipe import Training
 
@@ -64,6 +64,17 @@ class Asked:
     def unlike(self, other: "Asked") -> list[str]:
         """In what they differ. `imgs/`, `./imgs` and `imgs` are one folder; `./elpv` is one, `elpv` is not."""
         return [key for key, value in asdict(self).items() if _place(value) != _place(getattr(other, key))]
+
+    def said(self, key: str) -> str:
+        """One of these as the flag of dna-search: with --seed 1, with --cut a,b, with --no-amp, without --fair."""
+        flag, value = f"--{key.replace('_', '-')}", getattr(self, key)
+        if key == "amp" and value is False:
+            return "with --no-amp"
+        if value is None or value is False or value == []:
+            return f"without {flag}"
+        if value is True:
+            return f"with {flag}"
+        return f"with {flag} {','.join(value) if isinstance(value, list) else value}"
 
 
 @dataclass(frozen=True)
@@ -255,14 +266,14 @@ def open_run(name: str | None, asked: Asked) -> Run:
     folder = run_folder(name, asked.data, asked.space, asked.image_size)
     file = folder / "run.json"
     if not file.exists() or {part.name for part in folder.iterdir()} <= {"run.json", "split.json"}:
-        (folder / "split.json").unlink(missing_ok=True)  # nothing came of what was asked before: a teacher that does not exist
+        with disk_errors(folder):  # nothing came of what was asked before: a teacher that does not exist
+            (folder / "split.json").unlink(missing_ok=True)
         write_json(file, asked)
         return Run(folder)
     before = read_json(file, Asked)
     for key in asked.unlike(before):
-        if (key, now := getattr(asked, key)) != ("amp", None):
-            flag = f"--{key.replace('_', '-')} {getattr(before, key)}"
-            raise RunError(f"{folder}: was made with {flag}, now asked for {now}; choose another --run NAME")
+        if (key, getattr(asked, key)) != ("amp", None):
+            raise RunError(f"{folder}: was made {before.said(key)}, now asked {asked.said(key)}; choose another --run NAME")
     return Run(folder)
 
 

@@ -76,7 +76,7 @@ def search(
         (rate or rate_all)(run, source, space)
     if weigh:
         weigh(run, space)
-    ratings = load_ratings(run.ratings, space.blocks)
+    ratings = load_ratings(run.ratings, space)
     return pick(run, space, ratings, budgets, measure_top, wanted)
 
 
@@ -91,7 +91,7 @@ def rate_all(run: Run, source: Source, space: SearchSpace) -> None:
     supernet = distilled(run, source, parts, teacher, space)
     ratings = rated(run, source, parts, teacher, supernet)
     save_checkpoint(run.supernet, supernet, None, run.asked.distill_epochs)  # finished: the optimizer's state may go
-    save_ratings(run.ratings, ratings)
+    save_ratings(run.ratings, ratings, space)
 
 
 def distilled(

@@ -6,8 +6,10 @@ shape wherever it is timed, trained, rated or built, and a network is a chain of
 """
 
 import dataclasses
+import hashlib
 import inspect
 import itertools
+import json
 import math
 import operator
 import sys
@@ -160,6 +162,16 @@ class SearchSpace:
             for cell in block.cells:
                 ways[cell.out_shape[0]] += before[cell.in_shape[0]] * cell.size
         return sum(ways.values())
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of everything that can be chosen, in its order: another one where a space of this name was edited."""
+        keys = {op: op.key for op in self.ops}
+        blocks = [
+            [block.name, [[cell.name, [[keys[op] for op in choices] for choices in cell.layers]] for cell in block.cells]]
+            for block in self.blocks
+        ]
+        return hashlib.sha256(json.dumps(blocks).encode()).hexdigest()
 
     @cached_property
     def ops(self) -> tuple[Op, ...]:

@@ -46,8 +46,7 @@ def other_run(name: str, asked: Asked) -> Run:
     unlike = asked.unlike(other.asked)
     for key in ("space", "image_size", "data", "data_root"):
         if key in unlike:
-            flag = f"--{key.replace('_', '-')} {getattr(other.asked, key)}"
-            raise RequestError(f"--average {name}: was made with {flag}, expected {getattr(asked, key)}; {advice}")
+            raise RequestError(f"--average {name}: was made {other.asked.said(key)}, this run {asked.said(key)}; {advice}")
     if not {"teacher", "teacher_weights", "cut", "seed"} & set(unlike):
         raise RequestError(f"--average {name}: has the --teacher, --cut and --seed of this run; {advice}")
     if not other.ratings.exists():
@@ -60,8 +59,8 @@ def average(run: Run, space: SearchSpace, others: Sequence[Run]) -> None:
 
     Those of runs that were named before, but are not now, are left out again.
     """
-    ratings = load_ratings(run.ratings, space.blocks)
-    theirs = [load_ratings(other.ratings, space.blocks) for other in others]
+    ratings = load_ratings(run.ratings, space)
+    theirs = [load_ratings(other.ratings, space) for other in others]
     rows = [
         (own, replace(own, others=tuple(other[name][place].relative_l1 for other in theirs), calibrated=None))
         for name, block in ratings.items()
@@ -70,7 +69,7 @@ def average(run: Run, space: SearchSpace, others: Sequence[Run]) -> None:
     if any(own.others != row.others for own, row in rows):
         if any(own.calibrated is not None for own, _ in rows):
             say("the calibration was of the scores as they were, and is left out; give --calibrate to calibrate these")
-        save_ratings(run.ratings, [row for _, row in rows])
+        save_ratings(run.ratings, [row for _, row in rows], space)
     for other, found in zip(others, theirs, strict=True):
         scores = {name: [rating.relative_l1 for rating in block] for name, block in found.items()}
         _agreement(f"how alike {other.folder} and {run.folder} order the candidates", ratings, scores)
@@ -88,7 +87,7 @@ def calibrate_run(run: Run, space: SearchSpace, count: int) -> Calibration:
     for arch, accuracy in _trained(run, space, missing, known.epochs):
         known = replace(known, accuracies={**known.accuracies, arch.key: accuracy})
         write_json(file, known)
-    ratings = load_ratings(run.ratings, space.blocks)
+    ratings = load_ratings(run.ratings, space)
     logs = imitation(space, ratings)
     choices = np.array([_choice(arch) for arch in networks])
     accuracies = np.array([known.accuracies[arch.key] for arch in networks])
@@ -107,7 +106,7 @@ def calibrate_run(run: Run, space: SearchSpace, count: int) -> Calibration:
         for block, scores in zip(space.blocks, found.scores, strict=True)
         for rating, score in zip(ratings.get(block.name, []), scores, strict=False)
     ]
-    save_ratings(run.ratings, weighed)
+    save_ratings(run.ratings, weighed, space)
     return found
 
 
@@ -127,9 +126,9 @@ def replace_one_run(run: Run, reference: Architecture, images: int) -> None:
     held_out = Lessons(teacher, Images(source, parts.held_out, run.asked.image_size))
     places = np.random.default_rng(run.asked.seed).permutation(len(held_out))[:images]
     found = replace_one(supernet, held_out, reference, places.tolist())
-    ratings = load_ratings(run.ratings, space.blocks)
+    ratings = load_ratings(run.ratings, space)
     rows = [replace(rating, replace_one=found[rating.block, rating.candidate]) for block in ratings.values() for rating in block]
-    save_ratings(run.ratings, rows)
+    save_ratings(run.ratings, rows, space)
     both = {name: [found[name, rating.candidate] for rating in block] for name, block in ratings.items()}
     _agreement("how alike replace-one and relative L1 order the candidates", ratings, both)
 

@@ -76,7 +76,7 @@ def test_a_cluster_gives_the_ratings_of_one_machine_also_when_a_worker_dies(work
     done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "killed"
-    one, other = (load_ratings(Run(run.folder).ratings, tiny.blocks) for run in (alone, spread))
+    one, other = (load_ratings(Run(run.folder).ratings, tiny) for run in (alone, spread))
     for block, ratings in one.items():
         for a, b in zip(ratings, other[block], strict=True):
             assert (a.relative_l1, a.noise_to_signal) == pytest.approx((b.relative_l1, b.noise_to_signal), rel=1e-4)
@@ -106,6 +106,8 @@ def test_an_address_where_nobody_answers_is_the_machines_fault():
     assert caught.value.exit_code == 3 and "\n" not in str(caught.value)
     with pytest.raises(RequestError, match="--ray somewhere: expected HOST:PORT"):
         rate_on("somewhere")
+    with pytest.raises(RequestError, match="--ray host:²: expected HOST:PORT"):
+        rate_on("host:²")
 
 
 def test_ray_under_torchrun_is_refused(monkeypatch, capsys):

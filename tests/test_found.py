@@ -90,7 +90,7 @@ def test_a_space_without_a_choice_has_its_one_network(mobile, predictor, tmp_pat
     first = [(block.name, block.candidates[0].ops) for block in mobile.blocks]
     fixed = SearchSpace("fixed", 224, 10, tuple(Block.fixed(name, *ops) for name, ops in first))
     run = Run(tmp_path / "run")
-    save_ratings(run.ratings, [])
+    save_ratings(run.ratings, [], fixed)
     found = pick(run, fixed, {}, [Budget(predictor, 80.0)], wanted=Wanted(top=3, diverse=True))
     answer = picked_answer(found, None)
     assert answer["top"] == [found.architecture.text] and answer["rivals"] == []

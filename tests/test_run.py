@@ -62,8 +62,28 @@ def test_a_run_keeps_the_precision_it_was_begun_in(workdir):
     run.teacher_report.write_text("{}")
     run.decide(amp=False)
     assert open_run("r", ASKED).asked.amp is False  # what is not asked for is what was decided
-    with pytest.raises(RunError, match="--amp False, now asked for True; choose another --run"):
+    with pytest.raises(RunError, match="made with --no-amp, now asked with --amp; choose another --run"):
         open_run("r", dataclasses.replace(ASKED, amp=True))
+
+
+def test_a_refusal_speaks_in_flags_there_are(workdir):
+    open_run("r", ASKED).teacher_report.write_text("{}")
+    for changed, said in (
+        ({"fair": True}, "without --fair, now asked with --fair"),
+        ({"cut": ["a", "b"]}, "without --cut, now asked with --cut a,b"),
+        ({"teacher_weights": "w.pth"}, "without --teacher-weights, now asked with --teacher-weights w.pth"),
+        ({"seed": 1}, "with --seed 0, now asked with --seed 1"),
+    ):
+        with pytest.raises(RunError, match=f"runs/r: was made {said}; choose another --run NAME"):
+            open_run("r", dataclasses.replace(ASKED, **changed))
+
+
+def test_a_file_is_no_run_folder(workdir):
+    (workdir / "runs").mkdir()
+    (workdir / "runs" / "afile").touch()
+    for name in ("afile", "runs/afile/within"):
+        with pytest.raises(RequestError, match=r"runs/afile.*: cannot be written \(Not a directory\); choose another folder"):
+            open_run(name, ASKED)
 
 
 def test_a_broken_run_file_is_named(workdir):
@@ -126,24 +146,54 @@ def ratings(tiny):
 
 
 def test_ratings_come_back_in_the_order_of_the_candidates(tiny, ratings, tmp_path):
-    save_ratings(tmp_path / "r.jsonl", ratings[::-1])
-    found = load_ratings(tmp_path / "r.jsonl", tiny.blocks)
+    save_ratings(tmp_path / "r.jsonl", ratings[::-1], tiny)
+    found = load_ratings(tmp_path / "r.jsonl", tiny)
     assert found["b1"] + found["b2"] == ratings and set(found) == {"b1", "b2"}
 
 
 def test_ratings_that_lack_something_are_refused(tiny, ratings, tmp_path):
     path = tmp_path / "r.jsonl"
     with pytest.raises(RunError, match="no ratings there"):
-        load_ratings(path, tiny.blocks)
-    save_ratings(path, ratings[1:])
+        load_ratings(path, tiny)
+    save_ratings(path, ratings[1:], tiny)
     with pytest.raises(RunError, match=r"no rating of .*d1: k3e3"):
-        load_ratings(path, tiny.blocks)
+        load_ratings(path, tiny)
     path.write_text(json.dumps({"schema": "other"}) + "\n")
     with pytest.raises(RunError, match="expected schema"):
-        load_ratings(path, tiny.blocks)
+        load_ratings(path, tiny)
     path.write_text("{")
     with pytest.raises(RunError, match="not JSON Lines"):
-        load_ratings(path, tiny.blocks)
-    path.write_text(json.dumps({"schema": "dna-deploy/ratings/2"}) + '\n{"block": "b1", "candidate": "x", "relative_l1": NaN}\n')
-    with pytest.raises(RequestError, match="line 2"):
-        load_ratings(path, tiny.blocks)
+        load_ratings(path, tiny)
+    path.write_text("[]\n")
+    with pytest.raises(RunError, match="expected schema"):
+        load_ratings(path, tiny)
+    path.write_bytes(b"\xff")
+    with pytest.raises(RunError, match="not JSON Lines"):
+        load_ratings(path, tiny)
+    save_ratings(path, [], tiny)
+    header = path.read_text()
+    for row in ('{"relative_l1": 1}', '{"block": "b1", "candidate": "x", "relative_l1": NaN}', "[]"):
+        path.write_text(f"{header}{row}\n")
+        with pytest.raises(RequestError, match="line 2"):
+            load_ratings(path, tiny)
+
+
+@pytest.mark.parametrize("width", [24, 64])  # between the layers of b1 and b2; of the head, which is not searched
+def test_ratings_of_a_space_that_was_edited_are_refused(tiny, ratings, tmp_path, width):
+    save_ratings(tmp_path / "r.jsonl", ratings, tiny)
+
+    def wider(op):
+        return dataclasses.replace(op, cin=op.cin + 8 * (op.cin == width), cout=op.cout + 8 * (op.cout == width))
+
+    def edited(cell):
+        return dataclasses.replace(cell, layers=tuple(tuple(map(wider, choices)) for choices in cell.layers))
+
+    blocks = [dataclasses.replace(block, cells=tuple(map(edited, block.cells))) for block in tiny.blocks]
+    other = dataclasses.replace(tiny, blocks=tuple(blocks))
+    for one, wide in zip(tiny.blocks, other.blocks, strict=True):
+        assert [candidate.text for candidate in one.candidates] == [candidate.text for candidate in wide.candidates]
+    with pytest.raises(RunError, match="ratings of another tiny, which was edited since; choose another --run NAME") as caught:
+        load_ratings(tmp_path / "r.jsonl", other)
+    assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
+    again = dataclasses.replace(tiny, blocks=tuple(dataclasses.replace(block) for block in tiny.blocks))
+    assert load_ratings(tmp_path / "r.jsonl", again)

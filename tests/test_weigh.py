@@ -71,10 +71,10 @@ def _known(run, space, accuracy):
 
 def test_a_calibration_that_ranks_better_takes_over(rated):
     run, space = rated
-    before = load_ratings(run.ratings, space.blocks)
+    before = load_ratings(run.ratings, space)
     _known(run, space, lambda arch: 0.5 + arch.macs / 1e7)
     found = calibrate_run(run, space, 12)
-    after = load_ratings(run.ratings, space.blocks)
+    after = load_ratings(run.ratings, space)
     assert found.loo_tau > 0.8
     for block, expected in zip(space.blocks, found.scores, strict=True):
         if block.size > 1:
@@ -86,7 +86,7 @@ def test_a_calibration_that_ranks_better_takes_over(rated):
 
 def test_a_calibration_that_ranks_worse_does_not(rated):
     run, space = rated
-    before = load_ratings(run.ratings, space.blocks)
+    before = load_ratings(run.ratings, space)
     scores = imitation(space, before)
 
     def as_rated(arch):
@@ -95,7 +95,7 @@ def test_a_calibration_that_ranks_worse_does_not(rated):
 
     _known(run, space, as_rated)
     calibrate_run(run, space, 12)
-    after = load_ratings(run.ratings, space.blocks)
+    after = load_ratings(run.ratings, space)
     assert all(row.calibrated is None for rows in after.values() for row in rows)
     for own, kept in zip(scores, block_scores(space, after), strict=True):
         np.testing.assert_array_equal(own, kept)
@@ -136,9 +136,9 @@ def test_the_batch_of_a_calibration_has_two_images_a_part(rated, monkeypatch):
 
 def test_replacing_one_is_kept_beside_the_other_scores(rated):
     run, space = rated
-    before = load_ratings(run.ratings, space.blocks)
+    before = load_ratings(run.ratings, space)
     replace_one_run(run, Architecture(space, tuple(block.candidates[0] for block in space.blocks)), images=16)
-    after = load_ratings(run.ratings, space.blocks)
+    after = load_ratings(run.ratings, space)
     for name, rows in after.items():
         assert all(row.replace_one > 0 for row in rows)
         assert [row.relative_l1 for row in rows] == [row.relative_l1 for row in before[name]]
@@ -148,22 +148,22 @@ def test_replacing_one_is_kept_beside_the_other_scores(rated):
 
 def test_runs_under_other_teachers_are_averaged(rated, tmp_path):
     run, space = rated
-    before = load_ratings(run.ratings, space.blocks)
-    save_ratings(run.ratings, [replace(row, calibrated=0.0) for rows in before.values() for row in rows])
+    before = load_ratings(run.ratings, space)
+    save_ratings(run.ratings, [replace(row, calibrated=0.0) for rows in before.values() for row in rows], space)
     rng = np.random.default_rng(0)
     others = []
     for name in ("another", "a third"):
         others.append(Run(tmp_path / name))
         write_json(others[-1].folder / "run.json", replace(run.asked, teacher=name))
         rows = [replace(row, relative_l1=float(rng.uniform(0.1, 1))) for rows in before.values() for row in rows]
-        save_ratings(others[-1].ratings, rows)
+        save_ratings(others[-1].ratings, rows, space)
     average(run, space, [other_run(str(other.folder), run.asked) for other in others])
-    everyone = [before, *(load_ratings(other.ratings, space.blocks) for other in others)]
-    after = load_ratings(run.ratings, space.blocks)
+    everyone = [before, *(load_ratings(other.ratings, space) for other in others)]
+    after = load_ratings(run.ratings, space)
     expected = np.mean([np.concatenate(imitation(space, ratings)) for ratings in everyone], axis=0)
     np.testing.assert_allclose(np.concatenate(block_scores(space, after)), expected)
     average(run, space, [])  # none named: the run's own scores again
-    assert load_ratings(run.ratings, space.blocks) == {
+    assert load_ratings(run.ratings, space) == {
         name: [replace(row, calibrated=None) for row in rows] for name, rows in before.items()
     }
 
@@ -174,8 +174,8 @@ def test_another_run_that_is_none_is_refused(rated, tmp_path):
     with pytest.raises(RunError, match="no such run"):
         other_run(str(other.folder), run.asked)
     for asked, says in (
-        (replace(run.asked, teacher="another", image_size=64), "was made with --image-size 64, expected 32"),
-        (replace(run.asked, teacher="another", data="elpv"), "was made with --data elpv, expected .*data"),
+        (replace(run.asked, teacher="another", image_size=64), "was made with --image-size 64, this run with --image-size 32"),
+        (replace(run.asked, teacher="another", data="elpv"), "was made with --data elpv, this run with --data .*data"),
         (replace(run.asked, distill_epochs=9), "has the --teacher, --cut and --seed of this run"),
         (replace(run.asked, teacher="another"), "not rated yet"),
     ):

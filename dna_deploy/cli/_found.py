@@ -114,7 +114,7 @@ def _tried(picked: Picked) -> None:
 def _rivals(found: Found) -> list[dict[str, Any]]:
     """Beside the score what the cost alone would have said, block by block."""
     space = found.architecture.space
-    ratings = load_ratings(found.pick.run.ratings, space.blocks)
+    ratings = load_ratings(found.pick.run.ratings, space)
     if others := max((len(rating.others) for block in ratings.values() for rating in block), default=0):
         say(f"scores are averaged with those under {others} other teacher{'s' if others > 1 else ''}")
     rows = rivalry(space, block_scores(space, ratings), block_costs(space, found.budgets[0].predictor))
