@@ -1,5 +1,6 @@
 """Is what a bundle's manifest says it was made from really what it was made from? Its ONNX files are made again and compared."""
 
+import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from dna_deploy.bundle import Manifest
 from dna_deploy.chain import graphs
 from dna_deploy.contents import Contents
+from dna_deploy.data import KNOWN
 from dna_deploy.errors import RequestError
 from dna_deploy.exporters._exporter import Exporter
 from dna_deploy.files import parse, sha256
@@ -75,13 +77,26 @@ def _original(manifest: Manifest, trust: bool) -> Original:
         raise RequestError(f"{manifest.name}: its manifest does not say what it was made from; it cannot be made again")
     if "run" in manifest.made_from:
         pick = find_pick(str(manifest.made_from["run"]))
-        _require_trust(pick.run.asked.space, trust)
+        run = pick.run.asked
+        _require_trust(trust, run.data, run.space, _space_of(pick.architecture))
         return from_run(pick)
     asked = parse(Asked, manifest.made_from, "manifest.json: made_from")
-    _require_trust(asked.model, trust)
+    _require_trust(trust, asked.data, asked.model)
     return from_model(asked)
 
 
-def _require_trust(source: str, trust: bool) -> None:
-    if source.endswith(".py") and not trust:
-        raise RequestError(f"made from {source}, whose code would be run here; add --trust if you trust who made the bundle")
+def _space_of(architecture: Path) -> str:
+    """The space it names, from the bare JSON: `Architecture.load` would run it where that is a Python file."""
+    try:
+        return str(json.loads(architecture.read_text(encoding="utf-8"))["space"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise RequestError(f"{architecture}: names no space; expected what dna-search wrote, copy the run again") from None
+
+
+def _require_trust(trust: bool, data: str | None, *sources: str) -> None:
+    """Python files are code; and timm reads some data sets by a script, or from the output of a shell command."""
+    code = [source for source in sources if source.endswith(".py")]
+    if data is not None and data not in KNOWN and not Path(data).is_dir():
+        code.append(data)
+    if code and not trust:
+        raise RequestError(f"made from {code[0]}, which can run code here; add --trust if you trust who made the bundle")

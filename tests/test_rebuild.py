@@ -6,7 +6,9 @@ import pytest
 from click.testing import CliRunner
 
 from dna_deploy.contents import opened
+from dna_deploy.files import write_json
 from dna_deploy.rebuild import rebuild
+from dna_deploy.run import Asked
 
 NET = """
 import torch
@@ -52,8 +54,45 @@ def test_python_that_the_manifest_names_is_not_run_unasked(made):
     """A bundle from elsewhere may name any file of this machine, or one that it brings."""
     (made.parent.parent / "net.py").write_text("open('it_ran', 'w')\n" + NET.format(seed=0))
     code, said = asked("--rebuild", made)
-    assert code == 2 and "made from net.py, whose code would be run here; add --trust" in said
+    assert code == 2 and "made from net.py, which can run code here; add --trust" in said
     assert not (made.parent.parent / "it_ran").exists()
+
+
+def named(bundle, **made_from):
+    """The manifest, edited to name something else that the network was made from."""
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    (bundle / "manifest.json").write_text(json.dumps({**manifest, "made_from": made_from}))
+
+
+@pytest.mark.parametrize("space", ["evil.py", "derived:evil.py"])
+def test_a_space_that_the_runs_architecture_names_is_not_run_unasked(made, workdir, space):
+    """run.json may name a space of ours and architecture.json, from which the network is built, another."""
+    (workdir / "evil.py").write_text("from pathlib import Path\nPath('it_ran').touch()\n")
+    pick = workdir / "run" / "pick"
+    pick.mkdir(parents=True)
+    asked_then = Asked("x", None, [], "digits", None, "mobile", 32, 1, 1, 1, 1, 0)
+    write_json(workdir / "run" / "run.json", asked_then)
+    for name in ("pick.json", "student.safetensors"):
+        (pick / name).write_text("{}")
+    file = {"space": space, "image_size": 32, "num_classes": 10, "blocks": {}, "schema": "dna-deploy/architecture/1"}
+    (pick / "architecture.json").write_text(json.dumps(file))
+    named(made, run=str(pick))
+    code, said = asked("--rebuild", made)
+    assert code == 2 and f"made from {space}, which can run code here; add --trust" in said
+    assert not (workdir / "it_ran").exists()
+    asked("--rebuild", made, "--trust")
+    assert (workdir / "it_ran").exists()  # so it is the right file that was not run
+    for text in ("{", "[]", "[" * 100_000):
+        (pick / "architecture.json").write_text(text)
+        code, said = asked("--rebuild", made)
+        assert code == 2 and "architecture.json: names no space" in said and "Traceback" not in said
+
+
+def test_a_data_set_that_timm_would_open_is_not_opened_unasked(made):
+    """webdataset reads what a shell command writes, where the name of a data set begins with pipe:."""
+    named(made, model="resnet18", data="wds/pipe:touch it_ran;", data_root="pipe:touch it_ran;")
+    code, said = asked("--rebuild", made)
+    assert code == 2 and "made from wds/pipe:touch it_ran;, which can run code here; add --trust" in said
 
 
 def test_a_network_that_has_changed_since_is_exit_1(made):
