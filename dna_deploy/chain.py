@@ -44,7 +44,8 @@ def graphs(
     options = replace(options, opset=options.opset or exporter.opset)
     kind = "-symmetric" if exporter.symmetric_int8 and precision == "int8" else ""
     last = last or original.folder / f"{stem(precision)}{kind}.onnx"
-    graph = last if precision == "fp32" else original.folder / f"{stem('fp32')}.onnx"
+    fp32 = f"{stem('fp32')}.onnx"
+    graph = last if precision == "fp32" else original.folder / (fp32 if fp32 != last.name else f"fp32-{fp32}")
     exported = original.folder / f"{graph.stem}.exported.onnx"
     portable.write_exported(original.network, original.contract, exported, options)
     yield _step("onnx", "fp32", exported)
