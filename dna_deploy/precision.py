@@ -1,16 +1,17 @@
 """fp16 and bf16 live in the ONNX graph: weights in the narrow type, Casts where it begins and ends, float32 outside.
 
-A node stays in float32 where a tensor it touches was seen with values the narrow type cannot hold, or where a weight would
-become zero. fp16 nodes are typed fp16. No runtime on a CPU computes in bf16, so a bf16 node is written as what the hardware
-does: a float32 node between Casts, every tensor and weight rounded to bf16. Such a file runs everywhere and is half as large.
+A node stays in float32 where a tensor it touches was seen with values the narrow type cannot hold, where a weight would become
+zero, or where its operator takes float32 only. fp16 nodes are typed fp16. No runtime on a CPU computes in bf16, so a bf16 node is
+written as what the hardware does: a float32 node between Casts, every tensor and weight rounded to bf16. Such a file runs
+everywhere and is half as large.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dna_deploy.errors import RequestError
+from dna_deploy.errors import RequestError, first_line
 from dna_deploy.exporters._bf16 import WIDE
 from dna_deploy.ranges import Histogram
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 FP16_LARGEST = 65504.0
 HEADROOM = 4.0  # other images may have values larger than those that were seen by this much
-FLOAT32_ONLY = ("Resize", "Upsample", "RandomNormal", "RandomUniform", "Range", "NonMaxSuppression")  # some input must be float32
 
 
 def lower(model: "onnx.ModelProto", precision: str, seen: Mapping[str, Histogram]) -> "tuple[onnx.ModelProto, tuple[str, ...]]":
@@ -39,7 +39,12 @@ def lower(model: "onnx.ModelProto", precision: str, seen: Mapping[str, Histogram
             kept.append(f"{node.name}: {reason}")
         graph.add(node, narrow=reason is None)
     graph.finish()
-    onnx.checker.check_model(lowered, full_check=True)
+    try:
+        onnx.checker.check_model(lowered, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise RequestError(
+            f"--precision {precision} cannot be given to this network ({first_line(error)}); choose another"
+        ) from error
     return lowered, tuple(kept)
 
 
@@ -54,6 +59,7 @@ class _Lowering:
         self.narrow_type, self.wide_type = (types.FLOAT16 if self.fp16 else types.BFLOAT16), types.FLOAT
         self.suffix = f"_{precision}"
         self.graph = model.graph
+        self.opsets = {_plain(entry.domain): entry.version for entry in model.opset_import}
         inferred = onnx.shape_inference.infer_shapes(model).graph
         described = (*inferred.value_info, *inferred.input, *inferred.output)
         self.floats = {value.name for value in described if value.type.tensor_type.elem_type == types.FLOAT}
@@ -64,8 +70,12 @@ class _Lowering:
 
     def too_large(self, node: "onnx.NodeProto", seen: Mapping[str, Histogram]) -> str | None:
         """Why a node with float tensors must stay in float32; None where it need not."""
-        if node.op_type in FLOAT32_ONLY:
-            return f"{node.op_type} takes float32 only"
+        schema = self._schema(node)
+        if schema is None:
+            return f"{node.op_type} is not an operator of ONNX"
+        for place, name in enumerate(node.input):  # float16 stands for bf16 too, which older operator sets do not know yet
+            if self._is_float(name) and "tensor(float16)" not in _formal(schema.inputs, place).types:
+                return f"{node.op_type} takes float32 only"
         for name in (*node.input, *node.output):
             if name in self.weights:
                 values = np.abs(self._values(name))
@@ -87,15 +97,11 @@ class _Lowering:
 
         written = onnx.NodeProto()
         written.CopyFrom(node)
-        typed = narrow and self._is_float(node)
-        if node.op_type == "Cast" and typed and self.fp16:
-            for attribute in written.attribute:
-                if attribute.name == "to" and attribute.i == self.wide_type:
-                    attribute.i = self.narrow_type
-        makes_constant = node.op_type in ("Constant", "ConstantOfShape")  # typed by their attribute, which stays float32
-        in_fp16 = typed and self.fp16 and not makes_constant
+        typed = narrow and any(map(self._is_float, (*node.input, *node.output)))
+        as_stated = typed and self._states_its_type(node)
+        in_fp16 = typed and self.fp16 and not as_stated
         for place, name in enumerate(node.input):
-            if name in self.weights or name in self.floats:
+            if self._is_float(name):
                 written.input[place] = self._as(name, narrow=in_fp16, rounded=typed)
         after: list[Any] = []
         for place, name in enumerate(node.output):
@@ -103,7 +109,7 @@ class _Lowering:
                 continue
             if in_fp16:
                 self.narrow.add(name)
-            elif not makes_constant:  # computed in float32, then rounded: name is what is stored, in the narrow type
+            elif not as_stated:  # computed in float32, then rounded: name is what is stored, in the narrow type
                 written.output[place] = name + WIDE
                 after.append(self._cast(name + WIDE, name, self.narrow_type))
                 self.narrow.add(name)
@@ -127,8 +133,23 @@ class _Lowering:
         del self.graph.initializer[:]
         self.graph.initializer.extend(left)
 
-    def _is_float(self, node: "onnx.NodeProto") -> bool:
-        return any(name in self.floats or name in self.weights for name in (*node.input, *node.output))
+    def _is_float(self, name: str) -> bool:
+        return name in self.floats or name in self.weights
+
+    def _states_its_type(self, node: "onnx.NodeProto") -> bool:
+        """Whether it computes float32 because an attribute says so, as Constant and Cast, and not because its inputs are."""
+        schema = self._schema(node)
+        given = {formal.type_str for formal in schema.inputs}
+        made = [_formal(schema.outputs, place) for place, name in enumerate(node.output) if name]
+        return any("tensor(float)" in "".join(formal.types) and formal.type_str not in given for formal in made)
+
+    def _schema(self, node: "onnx.NodeProto") -> Any:
+        """The definition of its operator; None where ONNX has none."""
+        from onnx import defs
+
+        domain = _plain(node.domain)
+        version = self.opsets.get(domain, 0)
+        return defs.get_schema(node.op_type, version, domain) if defs.has(node.op_type, version, domain) else None
 
     def _as(self, name: str, narrow: bool, rounded: bool) -> str:
         """The name under which a tensor can be read: narrow, or in float32, there `rounded` to the narrow type or as it is."""
@@ -172,6 +193,15 @@ class _Lowering:
         from onnx import helper
 
         return helper.make_node("Cast", [source], [target], name=f"cast_{source}_to_{target}", to=kind)
+
+
+def _plain(domain: str) -> str:
+    return "" if domain == "ai.onnx" else domain
+
+
+def _formal(formals: Sequence[Any], place: int) -> Any:
+    """How the definition describes this input or output; the last one may stand for any number."""
+    return formals[min(place, len(formals) - 1)]
 
 
 def _bits(values: "np.ndarray[Any, Any]", fp16: bool) -> bytes:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from dna_deploy.errors import RequestError
 from dna_deploy.exporters.onnx import load
 from dna_deploy.precision import lower
 from dna_deploy.ranges import observe
@@ -73,6 +74,52 @@ def test_a_constant_that_would_become_zero_stays(tmp_path):
     _, kept, output = lowered(model_of(*nodes, zero=0.0, epsilon=1e-9), "fp16", tmp_path)
     assert any("epsilon is 1e-09 and would become zero" in line for line in kept)
     np.testing.assert_array_equal(output, np.ones_like(IMAGES))
+
+
+def test_an_operator_that_takes_float32_only_stays_and_is_listed(tmp_path):
+    """IsInf and Celu of opset 18 are defined for float32; scales of Resize always are."""
+    nodes = (
+        node("IsInf", ["input"], "infinite"),
+        node("Where", ["infinite", "zero", "input"], "finite"),
+        node("Celu", ["finite"], "bent"),
+        node("Resize", ["bent", "", "scales"], "output"),
+    )
+    bent = np.maximum(IMAGES, 0) + np.minimum(0, np.exp(IMAGES) - 1)
+    for precision, largest in (("fp16", 4e-3), ("bf16", 0.05)):
+        _, kept, output = lowered(model_of(*nodes, zero=0.0, scales=[1.0] * 4), precision, tmp_path)
+        listed = ("IsInf_infinite: IsInf", "Celu_bent: Celu", "Resize_output: Resize")
+        assert kept == tuple(f"{name} takes float32 only" for name in listed)
+        np.testing.assert_allclose(output, bent, atol=largest)
+
+
+def test_what_an_attribute_types_is_still_float32(tmp_path):
+    """A Cast to float32, and noise like a tensor: with an input in fp16 they would be of another type than they are described."""
+    nodes = (
+        node("Greater", ["input", "zero"], "positive"),
+        helper.make_node("Cast", ["positive"], ["mask"], name="c", to=TensorProto.FLOAT),
+        helper.make_node("RandomUniformLike", ["input"], ["noise"], name="r", low=0.0, high=1e-6),
+        node("Mul", ["input", "mask"], "kept"),
+        node("Add", ["kept", "noise"], "output"),
+    )
+    for precision, largest in (("fp16", 4e-3), ("bf16", 0.05)):
+        _, kept, output = lowered(model_of(*nodes, zero=0.0), precision, tmp_path)
+        assert kept == ()
+        np.testing.assert_allclose(output, np.maximum(IMAGES, 0), atol=largest)
+
+
+def test_an_operator_that_is_not_of_onnx_stays_float32():
+    own = helper.make_node("Shrug", ["input"], ["shrugged"], name="s", domain="mine")
+    model = model_of(own, node("Mul", ["shrugged", "w"], "output"), w=WEIGHT)
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+    _, kept = lower(model, "fp16", {})
+    assert kept == ("s: Shrug is not an operator of ONNX",)
+
+
+def test_a_graph_that_onnx_does_not_accept_is_one_line():
+    model = model_of(node("Concat", ["input", "input"], "output"))  # an axis is required
+    with pytest.raises(RequestError, match=r"--precision fp16 cannot be given to this network \(.*axis.*\); choose") as answer:
+        lower(model, "fp16", {})
+    assert "\n" not in str(answer.value)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
