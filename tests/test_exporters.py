@@ -217,6 +217,18 @@ def test_what_must_not_be_exported_is_refused(exported):
     check(telling, exported, OPSET)
 
 
+def test_a_label_may_look_like_a_folder(exported, monkeypatch):
+    monkeypatch.setattr(Path, "cwd", lambda: Path("/root"))
+    model = onnx.load(exported)
+    labels = next(entry for entry in model.metadata_props if entry.key == "dna_deploy.labels")
+    labels.value = '["ginger/root", "carrot"]'
+    check(model, exported, OPSET)
+    assert labels.value == '["ginger/root", "carrot"]'
+    model.metadata_props.add(key="other", value="ginger/root")
+    with pytest.raises(CheckFailed, match="names the folder /root of this machine"):
+        check(model, exported, OPSET)
+
+
 def test_a_folder_is_not_found_among_the_values_of_weights(exported, monkeypatch):
     model = onnx.load(exported)
     monkeypatch.setattr(Path, "cwd", lambda: Path("/w"))

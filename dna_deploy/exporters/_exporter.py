@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
     Run = Callable[[Array], Array]  # float32 images (N, 3, H, W), as the network takes them -> float32 logits (N, classes)
 
+LABELS = "dna_deploy.labels"  # metadata of an ONNX file
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
@@ -53,7 +54,7 @@ class Contract:
                 }
             ),
             "dna_deploy.output": json.dumps({"name": "output", "shape": ["batch", len(self.labels)], "meaning": "logits"}),
-            "dna_deploy.labels": json.dumps(list(self.labels)),
+            LABELS: json.dumps(list(self.labels)),
             "dna_deploy.weights": json.dumps(self.weights),
         }
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dna_deploy.errors import CheckFailed, RequestError
 from dna_deploy.exporters._capture import capturing
-from dna_deploy.exporters._exporter import PRECISIONS, Contract, Exporter, Options
+from dna_deploy.exporters._exporter import LABELS, PRECISIONS, Contract, Exporter, Options
 from dna_deploy.files import write_atomic
 from dna_deploy.graph import OPSET
 from dna_deploy.session import CPU, open_session
@@ -135,20 +135,23 @@ def check(model: "onnx.ModelProto", path: Path, opset: int) -> None:
     training = [node.name for node in model.graph.node if node.op_type == "Dropout" or _attribute(node, "training_mode")]
     if training:
         raise CheckFailed(f"{path}: {len(training)} nodes belong to training, such as {training[0]}")
-    content = _without_values(model).SerializeToString()
+    content = _our_text(model).SerializeToString()
     for place in {str(Path.home()), str(Path.cwd()), sys.prefix} - {"/"}:
         if place.encode() in content:
             raise CheckFailed(f"{path}: names the folder {place} of this machine")
 
 
-def _without_values(model: "onnx.ModelProto") -> "onnx.ModelProto":
-    """All but the tensors' values: among millions of random bytes any short path is found."""
+def _our_text(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """All but the tensors' values and the labels: in millions of random bytes, or in a user's words, any short path is found."""
     import onnx
 
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
     for tensor in (*bare.graph.initializer, *(attribute.t for node in bare.graph.node for attribute in node.attribute)):
         tensor.ClearField("raw_data")
+    for entry in bare.metadata_props:
+        if entry.key == LABELS:
+            entry.ClearField("value")
     return bare
 
 
