@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import math
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -90,6 +91,21 @@ class Share(click.ParamType[float]):
         if not 0 <= share <= 1:
             self.fail(f"{value!r} is no share; expected for example 0.5% or 0.005", param, ctx)
         return share
+
+
+class Difference(click.ParamType[float]):
+    """How far logits may be apart, in units of their spread: 0.01, 1e-4."""
+
+    name = "difference"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            found = float(value)
+        except ValueError:
+            found = math.nan
+        if not 0 <= found < math.inf:
+            self.fail(f"{value!r} is no difference; expected a number that is not negative, such as 1e-4", param, ctx)
+        return found
 
 
 class Duration(click.ParamType[float]):

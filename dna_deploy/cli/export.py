@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from dna_deploy.cli._command import POSITIVE, Latency, Share, command
+from dna_deploy.cli._command import POSITIVE, Difference, Latency, Share, command
 
 if TYPE_CHECKING:
     from dna_deploy.export import Exported
@@ -38,7 +38,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--labels", type=FILE, help="Class names of --model, one a line.")
 @click.option("--device", help="Run the ONNX file there too, over the whole test set: cpu, pixel, or one of your devices.toml.")
 @click.option("--provider", help="ONNX Runtime's, which runs the ONNX file here and has to take every node: cpu, cuda, openvino.")
-@click.option("--max-difference", type=float, help="Largest difference from the step before that is accepted.")
+@click.option("--max-difference", type=Difference(), help="Largest difference from the step before that is accepted.")
 @click.option(
     "--max-drop",
     type=Share(),
