@@ -114,7 +114,7 @@ def one(original: Original, beside: dict[str, Callable[[], object]], exporter: E
     files = [done.path, *(done.path.with_suffix(suffix) for suffix in exporter.beside)]
     row |= {"seconds": seconds, "bytes": sum(file.stat().st_size for file in files)}
     if done.verification.not_run is not None:
-        return {**row, "ok": done.verification.ok, "not_run": done.verification.not_run}
+        return {**row, "ok": done.verification.nothing_failed, "not_run": done.verification.not_run}
     links = done.verification.links
     last, image = links[-1].comparisons[0], original.test.at([0])
     run = exporter.load(done.path)

@@ -193,7 +193,11 @@ def _earlier(folder: Path, pixels: Array, right: Array, said: Mapping[str, Any])
     kept = {
         name: packed
         for name, packed in manifest.models.items()
-        if same and name in golden and (folder / name).is_file() and sha256(folder / name) == manifest.files[name].sha256
+        if same
+        and name in golden
+        and name in manifest.files
+        and (folder / name).is_file()
+        and sha256(folder / name) == manifest.files[name].sha256
     }
     if stale := sorted({*manifest.models} - {*kept, PORTABLE}):
         why = "made from another network or with other labels, or changed since"
@@ -241,7 +245,10 @@ def write_zip(folder: Path, path: Path) -> None:
 
 
 def classes_of(path: Path) -> int:
-    return int(proto(path).graph.output[0].type.tensor_type.shape.dim[-1].dim_value)
+    shapes = [output.type.tensor_type.shape.dim for output in proto(path).graph.output]
+    if not shapes or not shapes[0]:
+        raise CheckFailed(f"{path}: its output has no shape; expected (batch, classes), export again")
+    return int(shapes[0][-1].dim_value)
 
 
 def proto(path: Path) -> Any:

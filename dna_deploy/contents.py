@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from dna_deploy.measure import measure_runs
 from dna_deploy.plugins import find, knows, names
 from dna_deploy.session import require_survived
 from dna_deploy.verify import Paired, Step, Verification, by_class, given, load_logits, outputs, paired, winners
-from profilers import Model, Plan, Stop, find_device, find_profiler, measure, summarize
+from profilers import Model, Plan, ProfilerError, Stop, find_device, find_profiler, measure, summarize
 
 LARGEST_BYTES = 4 << 30  # of an unpacked zip
 
@@ -62,12 +63,18 @@ class Contents:
         return read_arrays(self.folder / "golden.npz")
 
     @property
-    def verified(self) -> list[str]:
+    def exported(self) -> list[str]:
         """The models that were exported for themselves; what is known of another is part of what was made from it."""
         return [name for name in self.manifest.models if {name + VERIFICATION, name + LOGITS} <= {*self.manifest.files}]
 
     def verification(self, name: str) -> Verification:
-        return read_json(self.folder / f"{name}{VERIFICATION}", Verification)
+        """What was found when it was exported; CheckFailed unless that is of this very file, and all of it passed."""
+        found = read_json(self.folder / f"{name}{VERIFICATION}", Verification)
+        if found.sha256 != self.manifest.files[name].sha256:
+            raise CheckFailed(f"{name}{VERIFICATION}: is of another file than {name}, by its SHA-256; export again")
+        if not found.verified:
+            raise CheckFailed(f"{name}{VERIFICATION}: does not say that {name} passed its export; export again")
+        return found
 
     def accuracy(self, name: str) -> Paired | None:
         """Of the network that was trained and of this model, from the logits kept; None without labels."""
@@ -75,7 +82,9 @@ class Contents:
         if labels is None or len(logits) < 2:
             return None
         first, *_, last = logits.values()
-        if first.ndim != 2 or first.shape != last.shape or labels.shape != first.shape[:1]:
+        shape = (labels.size, len(self.labels))
+        fit = labels.ndim == 1 and labels.dtype.kind in "iu" and labels.size > 0
+        if not fit or any(part.shape != shape or part.dtype.kind != "f" for part in (first, last)):
             raise CheckFailed(f"{name}{LOGITS}: labels and logits are not of the same images; export again")
         return paired(winners(first) == labels, winners(last) == labels)
 
@@ -88,12 +97,12 @@ def opened(path: Path) -> Iterator[Contents]:
     elif path.is_file():
         with tempfile.TemporaryDirectory(prefix="bundle-") as folder:
             _unpack(path, Path(folder))
-            inner = [file.parent for file in Path(folder).glob("*/manifest.json")]  # a folder zipped by a file manager
+            root = Path(folder)
+            inner = [file.parent for file in root.glob("*/manifest.json")]  # a folder zipped by a file manager
             try:
-                contents = _contents(inner[0] if len(inner) == 1 else Path(folder))
+                yield _contents(inner[0] if len(inner) == 1 and not (root / "manifest.json").is_file() else root)
             except DnaError as error:  # which names the folder it was unpacked to, and nobody knows that one
                 raise type(error)(str(error).replace(folder, str(path))) from error
-            yield contents
     else:
         raise RequestError(f"{path}: no such bundle; expected a folder or a .zip that dna-export wrote")
 
@@ -136,14 +145,21 @@ def _contents(folder: Path) -> Contents:
             raise CheckFailed(f"{file}: {file.stat().st_size} bytes, shipped with {listed.bytes}; copy the bundle again")
         if sha256(file) != listed.sha256:
             raise CheckFailed(f"{file}: its SHA-256 is not the manifest's; the file was changed after the export")
+    beside: list[str] = []
     for name, packed in manifest.models.items():
         if not knows("exporters", packed.format):  # a path ending in .py would be found too, and run
             raise RequestError(
                 f"{folder}: {name} is of the format {packed.format!r}, none of {', '.join(names('exporters'))}; if it is one of "
                 "your own, add --format FILE.py"
             )
+        exporter: Exporter = find("exporters", packed.format)
+        if not name.endswith(exporter.suffix):
+            raise CheckFailed(f"{folder}: {name} is of the format {exporter.name}, whose files end in {exporter.suffix}")
+        beside += [Path(name).with_suffix(suffix).as_posix() for suffix in exporter.beside]
+    if manifest.newest not in manifest.models:
+        raise CheckFailed(f"{folder}: the manifest calls {manifest.newest} the newest model, which is none of its models")
     judged = [manifest.newest + ending for ending in ("", VERIFICATION, LOGITS)]
-    for needed in (*manifest.models, PORTABLE, *judged, "preprocess.onnx", "labels.json", "golden.npz"):
+    for needed in (*manifest.models, *beside, PORTABLE, *judged, "preprocess.onnx", "labels.json", "golden.npz"):
         if needed not in manifest.files:
             raise CheckFailed(f"{folder}: the manifest does not list {needed}; it was edited or is of another export")
     for name in manifest.files:
@@ -158,7 +174,7 @@ def _contents(folder: Path) -> Contents:
 def _labels(path: Path) -> list[str]:
     try:
         names = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckFailed(f"{path}: not JSON ({error})") from None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise CheckFailed(f"{path}: expected a list of names, one a class")
@@ -167,10 +183,23 @@ def _labels(path: Path) -> list[str]:
 
 def _self_contained(path: Path, files: set[str]) -> None:
     """Weights outside the file must be files of the bundle: a path elsewhere would be read from this machine."""
-    for weight in proto(path).graph.initializer:
+    for weight in _tensors(proto(path)):
         for entry in weight.external_data:
             if entry.key == "location" and (not _inside(entry.value) or entry.value not in files):
                 raise RequestError(f"{path}: weight {weight.name} lies in {entry.value!r}, outside the bundle; it was not loaded")
+
+
+def _tensors(message: Any) -> Iterator[Any]:
+    """Every tensor of a model, wherever it stands: a weight, a constant, in the graph inside a node, in a function."""
+    import onnx
+
+    if isinstance(message, onnx.TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in [value] if hasattr(value, "ListFields") else value:
+                yield from _tensors(part)
 
 
 def check(contents: Contents, device: str | None = None, trust: bool = False) -> tuple[list[Golden], list[str]]:
@@ -188,20 +217,26 @@ def check(contents: Contents, device: str | None = None, trust: bool = False) ->
     if missing := {"images", *contents.manifest.models} - set(golden):
         raise CheckFailed(f"golden.npz: lacks {', '.join(sorted(missing))}; export again")
     images, shape = golden["images"], contents.manifest.input_shape
-    if images.dtype != np.uint8 or images.shape[1:] != (*shape[1:], *shape[:1]):
+    if images.dtype != np.uint8 or not images.size or images.shape[1:] != (*shape[1:], *shape[:1]):
         raise CheckFailed("golden.npz: its images are not bytes of the network's input size; export again")
-    prepared = load(folder / "preprocess.onnx")(images)
+    for name in contents.manifest.models:
+        if golden[name].dtype.kind != "f" or golden[name].shape != (len(images), len(contents.labels)):
+            raise CheckFailed(f"golden.npz: {name} is not one number for each image and class; export again")
+    with _refusing(folder / "preprocess.onnx", "onnx"):
+        prepared = load(folder / "preprocess.onnx")(images)
     found, left = [], []
     for name, packed in contents.manifest.models.items():
         try:
             if name.endswith(".onnx"):
                 require_survived(folder / name)
-            if device is not None and name.endswith(".onnx"):
-                run = _on_device(folder / name, device)
-            else:
-                run = _loaded(find("exporters", packed.format), folder / name)
-            step = Step(name, packed.options.precision, run)
-            answer = outputs(step, given(prepared), max(1, packed.options.largest_batch))
+            exporter: Exporter = find("exporters", packed.format)
+            with _refusing(folder / name, exporter.name):
+                if device is not None and name.endswith(".onnx"):
+                    run = _on_device(folder / name, device)
+                else:
+                    run = exporter.load(folder / name)
+                step = Step(name, packed.options.precision, run)
+                answer = outputs(step, given(prepared), max(1, packed.options.largest_batch))
         except MachineError as error:
             left.append(f"{name}: not checked here: {error}")
             continue
@@ -218,15 +253,17 @@ def _golden(file: str, found: Array, expected: Array, tolerance: float) -> Golde
     return Golden(file, float(np.abs(found - expected).max()), tolerance, not bool((flips & ~close).any()))
 
 
-def _loaded(exporter: Exporter, path: Path) -> Run:
+@contextmanager
+def _refusing(path: Path, runtime: str) -> Iterator[None]:
+    """Nobody asked for this file but the bundle: that it cannot be loaded or run is a failed check."""
     try:
-        return exporter.load(path)
-    except RequestError as error:  # nobody asked for this file but the bundle: that it does not run is the answer
+        yield
+    except RequestError as error:
         raise CheckFailed(str(error)) from error
-    except DnaError:
+    except (DnaError, ProfilerError):
         raise
     except Exception as error:  # each format's runtime has errors of its own
-        raise CheckFailed(f"{path}: the {exporter.name} runtime refuses it: {first_line(error)}") from None
+        raise CheckFailed(f"{path}: the {runtime} runtime refuses it: {first_line(error)}") from None
 
 
 def _on_device(path: Path, name: str) -> Run:
@@ -254,8 +291,10 @@ def measured_ms(contents: Contents, device: str | None) -> tuple[float, float, f
     elif exporter.measure is not None:
         found = min(exporter.measure(file).values(), key=lambda way: way.latency_ms)
     else:
-        run, image = _loaded(exporter, file), load(contents.folder / "preprocess.onnx")(contents.golden["images"][:1])
-        found = measure_runs({name: lambda: run(image)})[name]
+        image = load(contents.folder / "preprocess.onnx")(contents.golden["images"][:1])
+        with _refusing(file, exporter.name):
+            run = exporter.load(file)
+            found = measure_runs({name: lambda: run(image)})[name]
     return found.latency_ms, found.low_ms, found.high_ms
 
 

@@ -116,7 +116,7 @@ def _verified(
             made.append(step)
             before, logits = step, after
     except CannotRun as error:
-        not_run = str(error)
+        not_run = str(error).replace(str(work), str(target.parent))  # where the file is to be found
     if len(links) > 1 and links[-1].ok and not_run is None:  # each step is near the one before; so must be the last to the first
         whole = judge(trained, logits, original.test.labels, links[-1].comparisons[0].batch, limits[options.precision])
         links.append(link(first, before, limits[options.precision], [whole]))
@@ -134,7 +134,7 @@ def _verified(
     write_json(path.with_name(f"{path.name}{VERIFICATION}"), verification)
     save_logits(path.with_name(f"{path.name}{LOGITS}"), original.test.labels, answers)
     files = [step.path for step in made if step.path and step.path.is_file()]
-    if verification.ok:
+    if verification.nothing_failed:
         for name in belonging([path] if one_file or not_run else files, exporter):
             new, old = path.with_name(name), target.with_name(name)
             if old.exists() and sha256(old) != sha256(new):  # what is known of the old one does not hold of the new
@@ -144,7 +144,7 @@ def _verified(
         shutil.rmtree(work)
     if original.picked is not None and not one_file:
         _report(Pick(original.folder.parent))
-    if not verification.ok:
+    if not verification.nothing_failed:
         last = there or links[-1]
         where = f"{path.with_name(last.file) if last.file else path}: step {last.step}"
         same = all(comparison.ok for comparison in last.comparisons)

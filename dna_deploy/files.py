@@ -50,7 +50,7 @@ def read_json(path: Path, kind: type[T]) -> T:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RequestError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(f"{path}: not JSON ({error}); was it cut off or edited?") from None
     ours = getattr(kind, "schema", None)
     found = values.get("schema", ours) if isinstance(values, dict) else ours

@@ -145,8 +145,8 @@ class Verification:
     schema: str = SCHEMA
 
     @property
-    def ok(self) -> bool:
-        """Nothing that was checked failed."""
+    def nothing_failed(self) -> bool:
+        """Of what was checked; a file that was not run has nothing that could fail."""
         return all(link.ok for link in (*self.links, *([self.on_device] if self.on_device else [])))
 
     @property
@@ -162,7 +162,8 @@ class Verification:
     @property
     def verified(self) -> bool:
         """Everything was checked, the deployed file too, and nothing failed."""
-        return self.ok and self.not_run is None
+        checked = bool(self.links) and all(link.comparisons for link in self.links)
+        return checked and self.nothing_failed and self.not_run is None
 
 
 def outputs(step: Step, inputs: Inputs, batch: int) -> Array:

@@ -46,7 +46,7 @@ def made(tmp_path_factory):
     save_logits(folder / "model.onnx.logits.npz", labels, {"torch": logits, "onnx": logits})
     judged = judge(logits, logits + 1e-5 * logits.std(), labels, 8, Limits())
     link = Link("onnx", "torch", "fp32", "model.onnx", None, [], Limits(), [judged])
-    write_json(folder / "model.onnx.verification.json", Verification("model.onnx", None, "12 images", [link], None))
+    write_json(folder / "model.onnx.verification.json", Verification("model.onnx", sha256(model), "12 images", [link], None))
     licences = {"teacher": "Apache-2.0", "data": "CC BY 4.0"}
     write_bundle(folder, "tiny", CONTRACT, [model], exporter, Options(), x, {"run": "runs/try"}, licences)
     return folder
@@ -225,6 +225,174 @@ def test_weights_outside_the_bundle_are_not_read(bundle):
         pass
 
 
+def in_a_constant(tensor):
+    return onnx.helper.make_node("Constant", [], [tensor.name], value=tensor)
+
+
+def in_a_branch(tensor):
+    output = onnx.helper.make_tensor_value_info("inner", tensor.data_type, None)
+    branch = onnx.helper.make_graph([onnx.helper.make_node("Identity", [tensor.name], ["inner"])], "b", [], [output], [tensor])
+    return onnx.helper.make_node("If", ["condition"], ["either"], then_branch=branch, else_branch=branch)
+
+
+@pytest.mark.parametrize("place", ["a constant", "a graph in a node", "a function"])
+def test_weights_outside_the_bundle_are_not_read_wherever_they_are_named(bundle, place):
+    """A file that lies in the bundle, but that the manifest does not list, is covered by no hash."""
+    model = onnx.load(bundle / "model.onnx")
+    weight = onnx.TensorProto(name="far", data_type=onnx.TensorProto.FLOAT, dims=[1])
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="unlisted.bin")
+    (bundle / "unlisted.bin").write_bytes(b"\0\0\0\0")
+    if place == "a function":
+        opsets = [onnx.helper.make_opsetid("", 18)]
+        model.functions.append(onnx.helper.make_function("own", "f", [], ["far"], [in_a_constant(weight)], opsets))
+    else:
+        model.graph.node.insert(0, in_a_constant(weight) if place == "a constant" else in_a_branch(weight))
+    (bundle / "model.onnx").write_bytes(model.SerializeToString())
+    again(bundle, "model.onnx")
+    with pytest.raises(RequestError, match=r"weight far lies in 'unlisted\.bin', outside the bundle"), opened(bundle):
+        pass
+
+
+def test_a_model_is_named_as_its_format_is_and_all_its_files_are_listed(bundle):
+    """Weights in an .onnx file under another name, or those that OpenVINO reads beside its .xml, are covered by a hash too."""
+    shutil.copy(bundle / "model.onnx", bundle / "model.weights")
+    (bundle / "model.xml").write_text("<net/>")
+    whole = read_json(bundle / "manifest.json", Manifest)
+
+    def add(name, format):
+        def change(manifest):
+            manifest["models"][name] = {**manifest["models"]["model.onnx"], "format": format}
+            manifest["files"][name] = {"sha256": sha256(bundle / name), "bytes": (bundle / name).stat().st_size}
+
+        changed(bundle, change)
+
+    add("model.weights", "onnx")
+    with pytest.raises(CheckFailed, match=r"model\.weights is of the format onnx, whose files end in \.onnx"), opened(bundle):
+        pass
+    write_json(bundle / "manifest.json", whole)
+    add("model.xml", "openvino")
+    with pytest.raises(CheckFailed, match=r"the manifest does not list model\.bin"), opened(bundle):
+        pass
+    write_json(bundle / "manifest.json", whole)
+    changed(bundle, lambda manifest: manifest.update(newest="labels.json"))
+    with pytest.raises(CheckFailed, match=r"calls labels\.json the newest model, which is none of its models"), opened(bundle):
+        pass
+
+
+def test_in_a_zip_the_bundle_at_the_root_is_the_one_that_is_checked(made, tmp_path):
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
+        for file in made.iterdir():
+            archive.write(file, f"inner/{file.name}")
+            archive.writestr(file.name, "other" if file.name == "model.onnx" else file.read_bytes())
+    with pytest.raises(CheckFailed, match=r"two\.zip/model\.onnx: 5 bytes, shipped with"), opened(tmp_path / "two.zip"):
+        pass
+
+
+def test_a_failed_check_in_a_zip_names_the_zip(made, tmp_path):
+    bundle = shutil.copytree(made, tmp_path / "bundle")
+    tampered(bundle, "preprocess.onnx", takes_floats)
+    write_zip(bundle, tmp_path / "b.zip")
+    with pytest.raises(CheckFailed, match=rf"^{tmp_path}/b\.zip/preprocess\.onnx: "), opened(tmp_path / "b.zip") as contents:
+        check(contents)
+
+
+def tampered(bundle, name, change):
+    """An ONNX file of the bundle, changed, and the manifest with it."""
+    model = onnx.load(bundle / name)
+    change(model)
+    (bundle / name).write_bytes(model.SerializeToString())
+    again(bundle, name)
+
+
+def takes_floats(model):
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+
+
+def takes_two_inputs(model):
+    model.graph.input.append(onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, ["batch", 10]))
+    model.graph.node.append(onnx.helper.make_node("Add", ["output", "more"], ["sum"]))
+    model.graph.output[0].name = "sum"
+
+
+def takes_one_image(model):
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def states_no_shape(model):
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+
+
+def states_a_number(model):
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("preprocess.onnx", takes_floats, r"preprocess\.onnx: the onnx runtime refuses it: .*expected: \(tensor\(float\)\)"),
+        ("model.onnx", takes_two_inputs, r"model\.onnx: the onnx runtime refuses it: Required inputs \(\['more'\]\) are missing"),
+        ("model.onnx", takes_one_image, r"model\.onnx: the onnx runtime refuses it: .*Got invalid dimensions"),
+        ("model.onnx", states_no_shape, r"model\.onnx: its output has no shape; expected \(batch, classes\)"),
+        ("model.onnx", states_a_number, r"model\.onnx: its output has no shape; expected \(batch, classes\)"),
+    ],
+)
+def test_a_graph_that_does_not_take_the_golden_images_is_one_line(bundle, name, change, says):
+    tampered(bundle, name, change)
+    with pytest.raises(CheckFailed, match=says) as failed, opened(bundle) as contents:
+        check(contents)
+    assert "\n" not in str(failed.value)
+
+
+@pytest.mark.parametrize(
+    "values", [np.zeros((8, 10)).astype(str), np.zeros((8, 10), int), np.zeros((8, 9)), np.zeros(8), np.zeros((0, 10))]
+)
+def test_golden_answers_that_are_none_are_one_line(bundle, values):
+    write_arrays(bundle / "golden.npz", {**read_arrays(bundle / "golden.npz"), "model.onnx": values})
+    again(bundle, "golden.npz")
+    with pytest.raises(CheckFailed, match=r"golden\.npz: model\.onnx is not one number for each"), opened(bundle) as contents:
+        check(contents)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda found: found.update(sha256="0" * 64), "is of another file than model.onnx"),
+        (lambda found: found.update(sha256=None), "is of another file than model.onnx"),
+        (lambda found: found["links"][0]["comparisons"][0].update(ok=False), "does not say that model.onnx passed"),
+        (lambda found: found["links"][0].update(comparisons=[]), "does not say that model.onnx passed"),
+        (lambda found: found.update(links=[]), "does not say that model.onnx passed"),
+        (lambda found: found.update(not_run="no GPU here"), "does not say that model.onnx passed"),
+    ],
+    ids=["another file", "no file", "failed", "nothing compared", "no steps", "not run"],
+)
+def test_a_verification_that_did_not_pass_or_is_of_another_file_fails(bundle, change, says):
+    name = "model.onnx.verification.json"
+    found = json.loads((bundle / name).read_text())
+    change(found)
+    write_json(bundle / name, found)
+    again(bundle, name)
+    for flags in ((), ("--max-difference", "1")):
+        code, said = asked("--verify", bundle, *flags)
+        assert code == 1 and f"{name}: {says}" in said and "Traceback" not in said
+
+
+def test_a_bundle_whose_manifest_forgot_a_file_is_written_anew(bundle):
+    """Its own manifest is read when another model is exported into the folder."""
+    shutil.copy(bundle / "model.onnx", bundle / "other.onnx")
+
+    def change(manifest):
+        manifest["models"]["other.onnx"] = manifest["models"]["model.onnx"]
+
+    changed(bundle, change)
+    golden = read_arrays(bundle / "golden.npz")
+    write_arrays(bundle / "golden.npz", {**golden, "other.onnx": golden["model.onnx"]})
+    images = find("exporters", "onnx").load(bundle / "preprocess.onnx")(golden["images"])
+    exporter, licences = find("exporters", "onnx"), {"teacher": "Apache-2.0"}
+    made = write_bundle(bundle, "tiny", CONTRACT, [bundle / "model.onnx"], exporter, Options(), images, {}, licences)
+    assert set(made.models) == {"model.onnx"} and "other.onnx" not in made.files
+
+
 def test_an_unknown_op_is_named(bundle):
     model = onnx.load(bundle / "model.onnx")
     model.graph.node[3].op_type = "Warp"
@@ -302,6 +470,9 @@ def test_golden_images_are_run_in_batches_that_the_model_takes(bundle):
     [
         ("golden.npz", "images", np.zeros((8, 32, 32, 3), np.float32), "images are not bytes of the network's input size"),
         ("golden.npz", "images", np.zeros((8, 32, 31, 3), np.uint8), "images are not bytes of the network's input size"),
+        ("golden.npz", "images", np.zeros((0, 32, 32, 3), np.uint8), "images are not bytes of the network's input size"),
+        ("model.onnx.logits.npz", "labels", np.zeros(12).astype(str), "labels and logits are not of the same images"),
+        ("model.onnx.logits.npz", "logits/onnx", np.zeros((12, 10), int), "labels and logits are not of the same images"),
         ("model.onnx.logits.npz", "labels", np.zeros(3, int), "labels and logits are not of the same images"),
         ("model.onnx.logits.npz", "logits/torch", np.zeros(12), "labels and logits are not of the same images"),
     ],
@@ -398,6 +569,14 @@ def test_other_limits_are_applied_to_what_was_found_when_it_was_exported(made):
         (("--verify", "B", "--rebuild", "B"), "--rebuild: not with --verify"),
         (("--verify", "B", "--format", "openvino"), "--format: not with --verify"),
         (("--rebuild", "B", "--max-drop", "1%"), "--max-drop: not with --rebuild, which goes with --trust only"),
+        (("--verify", "B", "--max-difference", "nan"), "'--max-difference': 'nan' is no difference; expected"),
+        (("--verify", "B", "--max-difference", "-1"), "'--max-difference': '-1' is no difference; expected"),
+        (
+            ("--model", "net.py", "--max-difference", "inf"),
+            "'--max-difference': 'inf' is no difference; expected",
+        ),
+        (("--verify", "B", "--max-drop", "nan"), "'--max-drop': 'nan' is no share"),
+        (("--verify", "B", "--max-latency", "nan"), "'--max-latency': 'nan' has no unit"),
         (("--trust",), "--trust: for --verify and --rebuild only"),
         (("--compute-capability", "banana"), "--compute-capability: for --format tensorrt, not onnx"),
         (("--model", "net.py", "--data-root", "x"), "--data-root: says where the files of --data lie; give --data"),

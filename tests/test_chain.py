@@ -87,6 +87,24 @@ def test_simplifying_is_a_step_of_its_own(original):
     assert whole.read_bytes() == (original.folder / "model.onnx").read_bytes()
 
 
+def test_the_graph_in_fp32_is_not_the_file_it_is_compared_with_whatever_that_is_called(original, tmp_path):
+    within = replace(original, folder=tmp_path / "work")
+    done = list(graphs(within, find("exporters", "onnx"), Options("int8", max_drop=1.0), within.folder / "model.onnx"))
+    assert [(step.name, "QuantizeLinear" in ops(step.path)) for step in done[1:]] == [("simplified", False), ("int8", True)]
+    assert done[-1].path.name == "model.onnx"
+
+
+def test_a_file_that_was_not_run_is_named_where_it_is(original, tmp_path):
+    lines = EXPORTER.replace("RUN_GRAPH", "None").replace(
+        "def load(path):", "from dna_deploy.errors import CannotRun\n\ndef load(path):\n    raise CannotRun(f'{path}: not here')"
+    )
+    (tmp_path / "odd.py").write_text(lines)
+    done = export(original, str(tmp_path / "odd.py"), Options())
+    told = f"{original.folder / 'model.odd'}: not here"
+    assert done.path.is_file() and done.verification.not_run == told and not done.verification.verified
+    assert read_json(original.folder / "model.odd.verification.json", Verification).not_run == told
+
+
 def test_a_format_made_from_the_module_is_one_step(original):
     found = list(steps(original, find("exporters", "torch"), Options(), original.folder / "model.pt2"))
     assert [step.name for step in found] == ["torch"]
@@ -149,7 +167,7 @@ def test_what_an_earlier_export_left_is_touched_by_what_passes_only(original, tm
         export(original, "onnx", Options("fp16"), strict)
     failed = original.folder / "model-fp16.onnx.unverified"
     left = read_json(failed / "model-fp16.onnx.verification.json", Verification)
-    assert left.sha256 is None and not left.ok and files() == before
+    assert left.sha256 is None and not left.nothing_failed and files() == before
     done = export(original, "onnx", Options("fp16", opset=20), output=tmp_path / "else[1]" / "x.onnx")
     assert files() == before and done.path.is_file()
     assert {file.name for file in done.path.parent.iterdir()} == {"x.onnx", "x.onnx.verification.json", "x.onnx.logits.npz"}

@@ -210,7 +210,7 @@ def test_an_export_that_was_not_run_is_never_called_verified(tmp_path):
     assert found == done.verification and found.sha256 == digest(done.path)
     assert not found.verified and "cannot run here" in found.not_run and found.latency is None
     assert [(link.step, link.against) for link in found.links] == [("onnx", "torch"), ("simplified", "onnx")]
-    assert found.ok
+    assert found.nothing_failed
 
 
 @needs_package

@@ -23,7 +23,13 @@ def test_json_reads_back(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [('{"name": "a"}', "size"), ('{"name": 1, "size": 2}', "name"), ('{"name": "a", "size": 1, "x": 1}', "x"), ("{", "not JSON")],
+    [
+        ('{"name": "a"}', "size"),
+        ('{"name": 1, "size": 2}', "name"),
+        ('{"name": "a", "size": 1, "x": 1}', "x"),
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+    ],
 )
 def test_wrong_json_names_the_field(tmp_path, text, says):
     (tmp_path / "t.json").write_text(text)

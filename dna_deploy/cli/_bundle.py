@@ -18,7 +18,7 @@ def verified(
     with opened(path) as contents:
         manifest = contents.manifest
         say(f"{path}: {len(manifest.files)} files as they were shipped")
-        for name in contents.verified:
+        for name in contents.exported:
             _judge(contents, path, name, max_difference, max_drop)
         golden, left = check(contents, device, trust)
         rows = [
@@ -57,11 +57,11 @@ def verified(
 
 
 def _judge(contents: "Contents", path: Path, name: str, max_difference: float | None, max_drop: float | None) -> None:
-    """Other limits than those a model was exported with, for what was found then; nothing is run for it."""
+    """What was found when a model was exported, by the limits it had then and by those given now; nothing is run for it."""
     from dna_deploy.errors import CheckFailed, RequestError
 
+    found = contents.verification(name)
     if max_difference is not None:
-        found = contents.verification(name)
         links = (*found.links, *filter(None, [found.on_device]))
         worst = max((part.largest_difference, link.step, part.about) for link in links for part in link.comparisons)
         if worst[0] > max_difference:
