@@ -97,7 +97,7 @@ def test_what_an_attribute_types_is_still_float32(tmp_path):
     nodes = (
         node("Greater", ["input", "zero"], "positive"),
         helper.make_node("Cast", ["positive"], ["mask"], name="c", to=TensorProto.FLOAT),
-        helper.make_node("RandomUniformLike", ["input"], ["noise"], name="r", low=0.0, high=1e-6),
+        helper.make_node("RandomUniformLike", ["input"], ["noise"], name="r", low=0.0, high=1e-6, dtype=TensorProto.FLOAT),
         node("Mul", ["input", "mask"], "kept"),
         node("Add", ["kept", "noise"], "output"),
     )
