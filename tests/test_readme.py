@@ -35,4 +35,4 @@ def test_an_unknown_flag_would_be_seen():
 def test_the_two_lines_are_there():
     text = README.read_text()
     assert re.search(r'^pip install -e "\.\[demo\]" && dna-profile .* && dna-search .* && dna-export ', text, re.M)
-    assert re.search(r'^pip install -e "\.\[test\]" && pytest$', text, re.M)
+    assert re.search(r'^pip install -e "\.\[test\]" && pytest -n auto --dist loadfile$', text, re.M)
