@@ -178,7 +178,11 @@ def outputs(step: Step, inputs: Inputs, batch: int) -> Array:
 
 
 def compare(before: Step, reference: Array, step: Step, inputs: Inputs, largest_batch: int, limits: Limits) -> tuple[Link, Array]:
-    """Run a step on all images and hold its logits against `reference`, those of the step before; returns them too."""
+    """Run a step on all images and hold its logits against `reference`, those of the step before; returns them too.
+
+    At other batch sizes it is held against its own answers to the same images: that it lost classes in ties to the step before is
+    told by all images, and 12 of them would tell it by chance.
+    """
     logits = outputs(step, inputs, largest_batch)
     comparisons = [judge(reference, logits, inputs.labels, min(largest_batch, inputs.count), limits)]
     few = min(FEW, inputs.count)
@@ -196,7 +200,7 @@ def compare(before: Step, reference: Array, step: Step, inputs: Inputs, largest_
     for batch in batches:
         places = np.arange(max(few, batch)) % inputs.count
         some = outputs(step, given(inputs.at(places.tolist())), batch)
-        comparisons.append(judge(reference[places], some, None, batch, limits))  # too few to judge the accuracy by
+        comparisons.append(judge(logits[places], some, None, batch, limits))
     made = link(before, step, limits, comparisons)
     return replace(made, left_out=[EDGES[place] for place in np.flatnonzero(~known)]), logits
 
