@@ -28,6 +28,7 @@ from dna_deploy.networks import PACKAGED, RANDOM
 from dna_deploy.original import Asked, Original, from_model, from_run
 from dna_deploy.plugins import find, names
 from dna_deploy.run import find_pick
+from profilers import ProfilerError
 
 RESULTS = Path(__file__).with_name("results") / "export_matrix.jsonl"
 MODELS = (
@@ -158,7 +159,7 @@ def run_all(args) -> None:
                 except MachineError as missing:
                     print(f"{exporter.name} is left out: {missing}")
                     continue
-                except DnaError as refused:
+                except (DnaError, ProfilerError) as refused:
                     row = {"weights": original.contract.weights, "ok": False, "why": str(refused)}
                 row = {"network": name, "size_asked": args.size, "format": exporter.name, "precision": precision, **row}
                 line = json.dumps(row).replace(f"{folder}/", "")
