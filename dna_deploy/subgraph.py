@@ -55,10 +55,12 @@ def cut(
                 read[copy.input[place]] = None
     fixed = {value.name for value in model.graph.initializer}
     part.graph.initializer.extend(value for value in model.graph.initializer if value.name in read)
-    entering = [name for name in read if name.endswith(GIVEN)]
-    entering += [value.name for value in model.graph.input if value.name in read and value.name not in fixed]
-    for name in entering:
-        part.graph.input.append(helper.make_tensor_value_info(name, types[name.removesuffix(GIVEN)], None))
+    for name in read:
+        if name.endswith(GIVEN):
+            entering = name.removesuffix(GIVEN)
+            sizes = np.shape(given[entering])  # OpenVINO wants them of what enters a convolution
+            part.graph.input.append(helper.make_tensor_value_info(name, types[entering], sizes))
+    part.graph.input.extend(value for value in model.graph.input if value.name in read and value.name not in fixed)
     for name in outputs:
         part.graph.output.append(helper.make_tensor_value_info(name, types[name], None))
     _widen(part)

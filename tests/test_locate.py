@@ -195,10 +195,12 @@ def test_fp16_by_casts_is_clean_and_its_faults_are_named(clean):
     assert locate(Graph(clean), broken, IMAGES, "fp16").found.tensor == truth
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("module", ["2.two.0", "7.two.0"])
-def test_bf16_is_clean_and_a_fault_is_named_though_python_has_no_such_tensors(clean, module):
+def test_bf16_is_clean_and_a_fault_is_named_though_python_has_no_such_tensors(clean, module, runtime):
+    run = onnxruntime_run if runtime == "onnxruntime" else find("exporters", runtime).run_graph
     lowered, _ = lower(clean, "bf16", {})
-    assert locate(Graph(clean), lowered, IMAGES, "bf16").found is None
+    assert locate(Graph(clean), lowered, IMAGES, "bf16", run).found is None
     broken = copy(lowered)
     part = next(part for part in broken.graph.initializer if part.name.startswith(f"{module}.weight"))
     assert part.data_type == onnx.TensorProto.BFLOAT16
@@ -207,7 +209,7 @@ def test_bf16_is_clean_and_a_fault_is_named_though_python_has_no_such_tensors(cl
     part.CopyFrom(numpy_helper.from_array(values, part.name))
     cast = node_of(broken, part.name)
     truth = node_of(broken, cast.output[0]).output[0]
-    found = locate(Graph(clean), broken, IMAGES, "bf16").found
+    found = locate(Graph(clean), broken, IMAGES, "bf16", run).found
     assert (
         found.tensor.removesuffix("_wide") == truth.removesuffix("_wide") and found.channel == 2
     )  # before or after it is rounded
