@@ -52,7 +52,10 @@ def load(path: Path) -> "Run":
 
 def run_graph(model: "onnx.ModelProto", inputs: "Mapping[str, Array]") -> "dict[str, Array]":
     core = _openvino().Core()
-    compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", SETTINGS)
+    try:
+        compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", SETTINGS)
+    except RuntimeError as error:
+        raise RequestError(f"OpenVINO refused a part of the graph: {_reason(error)}") from error
     wanted = {name for port in compiled.inputs for name in port.get_names()}
     found = compiled({name: value for name, value in inputs.items() if name in wanted})
     return {value.name: found[value.name].copy() for value in model.graph.output}
