@@ -63,8 +63,9 @@ def run_graph(model: "onnx.ModelProto", inputs: "Mapping[str, Array]") -> "dict[
 
 def _reason(error: RuntimeError) -> str:
     """The line of OpenVINO's stack of messages that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith(("Exception from", "Check '", "While", "Error: "))]
+    lines = [line.strip().removeprefix("-- ") for line in str(error).splitlines() if line.strip()]
+    about = ("Exception from", "Check '", "While", "Error: ", "FrontEnd API failed", "Model wasn't", "Summary:")
+    telling = [line for line in lines if not line.startswith(about) and not line.endswith("with a message:")]
     return (telling or lines or ["no reason given"])[0][:200]
 
 
