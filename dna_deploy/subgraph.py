@@ -112,7 +112,7 @@ def entering(given: Mapping[str, Array], types: Mapping[str, int]) -> dict[str, 
         for name in given
         if name in types
     }
-    return {name + GIVEN: given[name].astype(helper.tensor_dtype_to_np_dtype(kind), copy=False) for name, kind in taken.items()}
+    return {name + GIVEN: np.asarray(given[name], helper.tensor_dtype_to_np_dtype(kind)) for name, kind in taken.items()}
 
 
 def segment(model: "onnx.ModelProto", tensor: str, given: set[str]) -> tuple[set[str], set[str]]:

@@ -16,7 +16,7 @@ from dna_deploy.precision import lower
 from dna_deploy.quantize import quantize
 from dna_deploy.ranges import observe
 from dna_deploy.reference import Graph, Module
-from dna_deploy.subgraph import onnxruntime_run
+from dna_deploy.subgraph import GIVEN, cut, entering, onnxruntime_run, types_of
 from dna_deploy.verify import Inputs, Limits, judge
 
 CONTRACT = Contract(16, (0.5,) * 3, (0.5,) * 3, ("a", "b", "c"))
@@ -193,6 +193,21 @@ def test_fp16_by_casts_is_clean_and_its_faults_are_named(clean):
 
     broken, truth = change(half, "7.two.0", tenth)
     assert locate(Graph(clean), broken, IMAGES, "fp16").found.tensor == truth
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_number_enters_a_part_as_an_array_of_its_size(runtime):
+    """OpenVINO takes no NumPy scalars, and no convolution of tensors whose sizes it is not told."""
+    values = {name: helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("a", "b", "sum", "twice")}
+    nodes = [helper.make_node("Add", ["a", "b"], ["sum"]), helper.make_node("Add", ["sum", "sum"], ["twice"])]
+    graph = helper.make_graph(nodes, "sums", [values["a"], values["b"]], [values["sum"], values["twice"]])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    given = {"sum": np.float32(3)}
+    part = cut(model, given, ["twice"], types_of(model))
+    fed = entering(given, types_of(model))
+    assert fed["sum" + GIVEN].shape == () and isinstance(fed["sum" + GIVEN], np.ndarray)
+    run = onnxruntime_run if runtime == "onnxruntime" else find("exporters", runtime).run_graph
+    assert run(part, fed)["twice"] == 6
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
