@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from dna_deploy.checkpoint import load_weights, save_checkpoint
-from dna_deploy.data import Images, Preprocessing, Source
+from dna_deploy.data import Images, Preprocessing
 from dna_deploy.files import write_json
 from dna_deploy.machine import this_machine
 from dna_deploy.networks import read_weights, untrained
+from dna_deploy.sources import Source
 from dna_deploy.teacher import Teacher, trunk
 from dna_deploy.train import Training, accuracy, logits_of, train
 

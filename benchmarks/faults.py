@@ -36,7 +36,7 @@ from dna_deploy.arch import Architecture, sample
 from dna_deploy.bundle import prefix_graph
 from dna_deploy.chain import graphs, in_precision
 from dna_deploy.checkpoint import load_weights
-from dna_deploy.data import Images, load_split, open_source
+from dna_deploy.data import Images, load_split
 from dna_deploy.exporters._exporter import Options
 from dna_deploy.exporters.onnx import scopes
 from dna_deploy.files import read_json, sha256
@@ -49,6 +49,7 @@ from dna_deploy.ranges import observe
 from dna_deploy.reference import Graph, Module
 from dna_deploy.run import Pick, TeacherReport
 from dna_deploy.search import load_blocks, prepare_teacher
+from dna_deploy.sources import open_source
 from dna_deploy.supernet import Supernet
 from dna_deploy.train import settle_statistics
 from dna_deploy.verify import LIMITS, Inputs, Step, compare, failures, judge, outputs

@@ -19,13 +19,14 @@ import numpy as np
 import torch
 
 from benchmarks._report import Result, arguments, plain, report
-from dna_deploy.data import Images, Preprocessing, Source
+from dna_deploy.data import Images, Preprocessing
 from dna_deploy.distill import draw, noise_to_signal, step
 from dna_deploy.lessons import Lessons
 from dna_deploy.machine import Machine, this_machine
 from dna_deploy.networks import untrained
 from dna_deploy.plugins import find
 from dna_deploy.rate import rate
+from dna_deploy.sources import Source
 from dna_deploy.space import Candidate
 from dna_deploy.supernet import PieceSupernet, Supernet
 from dna_deploy.teacher import Teacher, cut

@@ -18,11 +18,12 @@ import torch
 from benchmarks._report import Result, arguments, plain, report
 from benchmarks.student import SIZE, asked_of, teacher_ms
 from dna_deploy.budget import Wish
-from dna_deploy.data import Images, open_source
+from dna_deploy.data import Images
 from dna_deploy.predictor import LatencyPredictor
 from dna_deploy.recipe import recipe
 from dna_deploy.run import open_run
 from dna_deploy.search import inherit_and_train, machine_of, prepare_teacher, search, splits
+from dna_deploy.sources import open_source
 from dna_deploy.supernet import Supernet
 from dna_deploy.table import LatencyTable, find_table
 from dna_deploy.train import Guide, accuracy, logits_of, train

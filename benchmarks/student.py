@@ -22,7 +22,7 @@ import torch
 from benchmarks._report import Result, arguments, plain, report
 from dna_deploy.arch import Architecture, sample
 from dna_deploy.budget import Budget, Wish
-from dna_deploy.data import Images, open_source
+from dna_deploy.data import Images
 from dna_deploy.exporters._exporter import Contract, Options
 from dna_deploy.files import read_json
 from dna_deploy.found import largest_within
@@ -34,6 +34,7 @@ from dna_deploy.predictor import LatencyPredictor
 from dna_deploy.recipe import Training
 from dna_deploy.run import Asked, TeacherReport, open_run
 from dna_deploy.search import inherit_and_train, prepare_teacher, search, splits
+from dna_deploy.sources import open_source
 from dna_deploy.space import Candidate
 from dna_deploy.table import LatencyTable, find_table
 from dna_deploy.train import accuracy, logits_of

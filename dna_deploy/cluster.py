@@ -15,13 +15,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dna_deploy.data import Images, Source, open_source
+from dna_deploy.data import Images
 from dna_deploy.errors import DnaError, MachineError, RequestError, first_line
 from dna_deploy.plugins import find
 from dna_deploy.progress import bar, say
 from dna_deploy.ratings import Rating, save_ratings
 from dna_deploy.run import Run
 from dna_deploy.search import distilled, prepare_teacher, rated, splits
+from dna_deploy.sources import Source, open_source
 from dna_deploy.space import SearchSpace
 
 RETRIES = 5  # of a block whose worker died
@@ -48,8 +49,9 @@ def rate_on(address: str) -> Callable[[Run, Source, SearchSpace], None]:
             KeptLessons(teacher, Images(source, parts.train, run.asked.image_size), run.folder / "features")
         blocks = [piece.block.name for piece in pieces(space, teacher)]
         ratings = _jobs(ray, address, run, blocks)
-        tensors = {name: value for block in blocks for name, value in load_tensors(run.block(block))[0].items()}
-        save_tensors(run.supernet, tensors, {"done": str(run.asked.distill_epochs)})
+        trained = [load_tensors(run.block(block)) for block in blocks]
+        _, about = trained[0]
+        save_tensors(run.supernet, {name: value for tensors, _ in trained for name, value in tensors.items()}, about)
         save_ratings(run.ratings, ratings, space)
         shutil.rmtree(run.folder / "blocks")
 
@@ -96,8 +98,6 @@ def _result(ray: Any, done: Any, block: str) -> list[dict[str, Any]]:
 
 def train_block(where: str, folder: str, block: str) -> list[dict[str, Any]]:
     """The job: the ratings of a block; its weights are in the run's folder."""
-    from dna_deploy.checkpoint import save_checkpoint
-
     run = Run(Path(folder))
     for path, needed in ((folder, run.teacher_report), (where, Path(where))):
         if not needed.exists():
@@ -110,7 +110,6 @@ def train_block(where: str, folder: str, block: str) -> list[dict[str, Any]]:
     teacher = prepare_teacher(run, source, parts, space)
     supernet = distilled(run, source, parts, teacher, space, block)
     ratings = rated(run, source, parts, teacher, supernet)
-    save_checkpoint(run.block(block), supernet, None, run.asked.distill_epochs)
     return [asdict(rating) for rating in ratings]
 
 

@@ -7,7 +7,7 @@ other (DNA: Li et al., CVPR 2020). A step trains drawn paths only: one of each p
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -103,10 +103,14 @@ def require_parts(space: SearchSpace, how: Distillation, batch: int, machine: Ma
 
 
 def distill(supernet: Supernet, lessons: Lessons, how: Distillation, checkpoint: Path, machine: Machine = CPU) -> None:
-    """Train the supernet; continues from `checkpoint`, written after every epoch, and leaves the result there."""
+    """Train the supernet; continues from `checkpoint`, written after every epoch, and leaves the result there.
+
+    A checkpoint that was begun otherwise, or in a space that was edited since, is refused.
+    """
     require_parts(supernet.space, how, min(how.batch, len(lessons)), machine)
     optimizer = torch.optim.AdamW(supernet.parameters(), how.learning_rate, weight_decay=how.weight_decay, fused=machine.fused)
-    first = resume(checkpoint, supernet, optimizer)
+    asked = {"space": f"{supernet.space.name}#{supernet.space.sha256[:8]}", **asdict(how)}
+    first = resume(checkpoint, supernet, optimizer, asked)
     if first >= how.epochs:
         return
     machine.begin(supernet)
@@ -135,7 +139,8 @@ def distill(supernet: Supernet, lessons: Lessons, how: Distillation, checkpoint:
             watch.require_finite()
             machine.average(supernet)
             if machine.first:
-                save_checkpoint(checkpoint, supernet, optimizer, epoch + 1)
+                finished = epoch + 1 == how.epochs  # then the optimizer's state may go
+                save_checkpoint(checkpoint, supernet, None if finished else optimizer, epoch + 1, asked)
 
 
 class Watch:

@@ -3,11 +3,12 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dna_deploy.data import Images, Preprocessing, load_split, open_source, save_split, split
+from dna_deploy.data import Images, Preprocessing, load_split, save_split, split
 from dna_deploy.errors import RequestError, RunError
 from dna_deploy.files import disk_errors, read_json, write_json
 from dna_deploy.progress import say
 from dna_deploy.recipe import Training
+from dna_deploy.sources import open_source
 
 
 @dataclass(frozen=True)

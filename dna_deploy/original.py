@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dna_deploy.arch import Architecture
-from dna_deploy.data import Images, Preprocessing, Source, load_split, open_source, split
+from dna_deploy.data import Images, Preprocessing, load_split, split
 from dna_deploy.errors import RequestError, RunError, first_line
 from dna_deploy.exporters._exporter import Contract
 from dna_deploy.files import read_json
@@ -16,6 +16,7 @@ from dna_deploy.networks import PACKAGED, Network, open_network
 from dna_deploy.plugins import find
 from dna_deploy.progress import say
 from dna_deploy.run import Pick, Picked, TeacherReport
+from dna_deploy.sources import Source, open_source
 from dna_deploy.verify import Inputs, Step
 
 if TYPE_CHECKING:

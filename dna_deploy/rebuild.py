@@ -10,13 +10,13 @@ from pathlib import Path
 from dna_deploy.bundle import Manifest
 from dna_deploy.chain import graphs
 from dna_deploy.contents import Contents
-from dna_deploy.data import KNOWN
 from dna_deploy.errors import RequestError
 from dna_deploy.exporters._exporter import Exporter
 from dna_deploy.files import parse, sha256
 from dna_deploy.original import Asked, Original, from_model, from_run
 from dna_deploy.plugins import find
 from dna_deploy.run import find_pick
+from dna_deploy.sources import KNOWN
 from profilers import Device, find_profiler
 
 HERE = Device("cpu", "host")

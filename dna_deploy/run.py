@@ -29,11 +29,11 @@ from pathlib import Path
 from typing import Any
 
 from dna_deploy.confirm import Tried
-from dna_deploy.data import KNOWN
 from dna_deploy.errors import RunError
 from dna_deploy.files import disk_errors, read_json, write_atomic, write_json
 from dna_deploy.progress import say
 from dna_deploy.recipe import Training
+from dna_deploy.sources import KNOWN
 
 RUNS = Path("runs")
 LONGEST = 120  # name of a pick's folder; file systems take 255 bytes

@@ -10,7 +10,7 @@ import numpy as np
 
 from dna_deploy.arch import Architecture
 from dna_deploy.budget import Wish
-from dna_deploy.data import Images, Source, Split, load_split, open_source, save_split, split
+from dna_deploy.data import Images, Split, load_split, save_split, split
 from dna_deploy.errors import RunError
 from dna_deploy.files import read_json, write_json
 from dna_deploy.found import Found, pick, require_measurable
@@ -23,6 +23,7 @@ from dna_deploy.progress import say
 from dna_deploy.ratings import Rating, load_ratings, save_ratings
 from dna_deploy.recipe import Training
 from dna_deploy.run import Asked, Pick, Run, Student, TeacherReport, open_run
+from dna_deploy.sources import Source, open_source
 from dna_deploy.space import SearchSpace
 from dna_deploy.torchrun import WORLD
 from profilers import Model
@@ -82,15 +83,12 @@ def search(
 
 def rate_all(run: Run, source: Source, space: SearchSpace) -> None:
     """Fine-tune the teacher where its classes differ, train all blocks under it, rate every candidate."""
-    from dna_deploy.checkpoint import save_checkpoint
-
     if source.licence:
         say(f"data {source.name}: {source.licence}")
     parts = splits(run, source)
     teacher = prepare_teacher(run, source, parts, space)
     supernet = distilled(run, source, parts, teacher, space)
     ratings = rated(run, source, parts, teacher, supernet)
-    save_checkpoint(run.supernet, supernet, None, run.asked.distill_epochs)  # finished: the optimizer's state may go
     save_ratings(run.ratings, ratings, space)
 
 

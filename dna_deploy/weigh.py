@@ -12,7 +12,7 @@ import numpy as np
 
 from dna_deploy.arch import Architecture
 from dna_deploy.calibrate import Calibration, calibrate, networks_to_train
-from dna_deploy.data import Images, open_source
+from dna_deploy.data import Images
 from dna_deploy.errors import RequestError, RunError
 from dna_deploy.files import read_json, write_json
 from dna_deploy.progress import say, show
@@ -22,6 +22,7 @@ from dna_deploy.rivals import kendall
 from dna_deploy.run import Asked, Run, existing_run
 from dna_deploy.scores import imitation
 from dna_deploy.search import inherit_and_train, load_blocks, prepare_teacher, splits
+from dna_deploy.sources import open_source
 from dna_deploy.space import SearchSpace
 from dna_deploy.torchrun import WORLD
 

@@ -35,6 +35,18 @@ def tiny_path():
 
 
 @pytest.fixture
+def folder(tmp_path):
+    """Two classes of ten 12x8 images: red and blue."""
+    from PIL import Image
+
+    for name, colour in (("blue", (0, 0, 255)), ("red", (255, 0, 0))):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for number in range(10):
+            Image.new("RGB", (12, 8), colour).save(tmp_path / "set" / name / f"{number}.png")
+    return tmp_path / "set"
+
+
+@pytest.fixture
 def workdir(tmp_path, monkeypatch):
     """An empty folder to work in, as a user would."""
     monkeypatch.chdir(tmp_path)

@@ -26,7 +26,7 @@ SCRIPT = """
 import os, signal, sys, threading, time
 from pathlib import Path
 from dna_deploy.cluster import rate_on
-from dna_deploy.data import open_source
+from dna_deploy.sources import open_source
 from dna_deploy.plugins import find
 from dna_deploy.run import Run
 
@@ -62,8 +62,8 @@ def asked(epochs):
 
 
 def test_a_cluster_gives_the_ratings_of_one_machine_also_when_a_worker_dies(workdir, tiny):
-    from dna_deploy.data import open_source
     from dna_deploy.search import rate_all
+    from dna_deploy.sources import open_source
 
     source = open_source("digits")
     alone = open_run("alone", asked(3))

@@ -18,27 +18,17 @@ from dna_deploy.data import (
     epoch_batches,
     evenly,
     load_split,
-    open_source,
     parts_of,
     save_split,
     split,
 )
 from dna_deploy.errors import DataError
+from dna_deploy.sources import open_source
 
 
 @pytest.fixture(scope="module")
 def digits():
     return open_source("digits")
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Two classes of ten 12x8 images: red and blue."""
-    for name, colour in (("blue", (0, 0, 255)), ("red", (255, 0, 0))):
-        (tmp_path / "set" / name).mkdir(parents=True)
-        for number in range(10):
-            Image.new("RGB", (12, 8), colour).save(tmp_path / "set" / name / f"{number}.png")
-    return tmp_path / "set"
 
 
 def test_the_split_is_stratified_disjoint_and_always_the_same(digits):
@@ -73,80 +63,6 @@ def test_a_split_is_refused_when_as_many_images_are_others(folder, tmp_path, mon
     with pytest.raises(DataError, match=r"split\.json: classes, labels or file names of .*set changed .*--run NAME") as caught:
         load_split(tmp_path / "split.json", open_source(str(folder)))
     assert "\n" not in str(caught.value)
-
-
-def test_what_identifies_images_says_nothing_of_where_they_lie_or_what_they_show(folder, tmp_path, monkeypatch):
-    before = open_source(str(folder))
-    shutil.move(folder, tmp_path / "elsewhere")
-    Image.new("RGB", (12, 8), (9, 9, 9)).save(tmp_path / "elsewhere" / "red" / "3.png")
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    assert open_source(".").sha256 == before.sha256
-    for other in ({"labels": before.labels[::-1]}, {"fixed_test": frozenset({3})}, {"classes": ("blue", "rot")}, {"files": ()}):
-        assert replace(before, **other).sha256 != before.sha256
-
-
-def test_no_folder_is_not_the_folder_one_is_in(folder, monkeypatch):
-    monkeypatch.chdir(folder)
-    with pytest.raises(DataError, match="--data '': no such folder"):
-        open_source("")
-
-
-def test_a_folder_is_read_by_class(folder):
-    source = open_source(str(folder))
-    assert source.classes == ("blue", "red") and source.labels == (0,) * 10 + (1,) * 10
-    images = Images(source, [0, 19], size=8)
-    batch = images.batch([0, 1])
-    assert batch.shape == (2, 3, 8, 8) and batch.dtype == torch.uint8
-    assert batch[0, :, 4, 4].tolist() == [0, 0, 255] and batch[1, :, 4, 4].tolist() == [255, 0, 0]
-    assert images.labels.tolist() == [0, 1]
-
-
-def test_a_publishers_test_set_stays_the_test_set(folder, tmp_path):
-    root = tmp_path / "published"
-    for part in ("train", "test"):
-        for name in ("a", "b"):
-            (root / part / name).mkdir(parents=True)
-            for number in range(6):
-                Image.new("L", (8, 8), number).save(root / part / name / f"{number}.png")
-    source = open_source(str(root))
-    made = split(source)
-    assert set(made.test) == source.fixed_test and len(made.test) == 12
-    assert not set(made.test) & set(made.train + made.held_out)
-
-
-@pytest.mark.parametrize("name", ["test", "val", "valid", "validation"])
-def test_a_published_split_is_known_by_its_usual_names(folder, tmp_path, name):
-    root = tmp_path / "published"
-    root.mkdir()
-    shutil.copytree(folder, root / "train")
-    assert open_source(str(root)).fixed_test == frozenset()  # train/ alone is divided like any folder
-    shutil.copytree(folder, root / name)
-    source = open_source(str(root))
-    assert source.classes == ("blue", "red") and len(source.labels) == 40 and len(source.fixed_test) == 20
-    (root / name).rename(root / "others")
-    with pytest.raises(DataError, match="holds others, train; expected test/ or val/ beside train/"):
-        open_source(str(root))
-
-
-def test_a_class_without_images_is_named(folder, tmp_path):
-    (folder / "green").mkdir()
-    (folder / "green" / "0.gif").write_bytes(b"GIF89a")  # of a kind that is not read
-    with pytest.raises(DataError, match=r"set/green: no images in it; expected \.jpg, .* files of its class, or no such folder"):
-        open_source(str(folder))
-    (folder / "green" / "0.gif").unlink()
-    for part in ("train", "test"):
-        shutil.copytree(folder, tmp_path / "published" / part)
-    with pytest.raises(DataError, match="test/green: no images in it"):
-        open_source(str(tmp_path / "published"))
-    shutil.copy(folder / "red" / "0.png", tmp_path / "published" / "train" / "green")  # of which there is no test image
-    assert open_source(str(tmp_path / "published")).classes == ("blue", "green", "red")
-
-
-def test_hidden_folders_are_no_classes(folder):
-    shutil.copytree(folder / "red", folder / ".ipynb_checkpoints")
-    (folder / "train").mkdir()  # a class may be called so
-    shutil.copy(folder / "red" / "0.png", folder / "train")
-    assert open_source(str(folder)).classes == ("blue", "red", "train")
 
 
 def test_decoding_cuts_the_centre_at_the_right_scale(tmp_path):
@@ -227,22 +143,6 @@ def test_an_unreadable_image_is_named_when_its_batch_is_due(folder, monkeypatch)
         next(batches)
 
 
-@pytest.mark.parametrize("spec", ["nowhere", "./nowhere"])
-def test_data_that_does_not_exist(spec):
-    with pytest.raises(DataError, match="no such folder; expected"):
-        open_source(spec)
-
-
-def test_one_class_and_empty_folders_are_refused(tmp_path):
-    (tmp_path / "only").mkdir()
-    with pytest.raises(DataError, match="no images"):
-        open_source(str(tmp_path))
-    for number in range(4):
-        Image.new("RGB", (8, 8)).save(tmp_path / "only" / f"{number}.png")
-    with pytest.raises(DataError, match="all 4 images are of one class"):
-        open_source(str(tmp_path))
-
-
 def test_a_class_too_small_to_split_is_refused(folder):
     for number in range(7):
         (folder / "red" / f"{number}.png").unlink()
@@ -301,33 +201,3 @@ def test_epochs_visit_every_image_once_in_another_order():
     assert len(set(sum(first, []))) == 96 and first != second
     assert first == epoch_batches(100, 32, seed=0, epoch=0)
     assert epoch_batches(10, 32, seed=0, epoch=0) == [sorted(range(10), key=epoch_batches(10, 32, seed=0, epoch=0)[0].index)]
-
-
-def test_the_solar_cells_are_there():
-    pytest.importorskip("elpv_dataset")
-    source = open_source("elpv")
-    assert len(source.labels) == 2624 and len(source.classes) == 4 and "NC" in source.licence
-    batch = Images(source, [0, 2623], size=32).batch([0, 1])
-    assert batch.float().std() > 1
-
-
-def test_a_timm_data_set_is_read_like_a_folder(folder):
-    source = open_source("torch/image_folder", str(folder))
-    assert source.labels == open_source(str(folder)).labels and not source.fixed_test
-    assert source.classes == ("blue", "red")
-    assert Images(source, [0, 19], 8).batch([0, 1])[:, :, 4, 4].tolist() == [[0, 0, 255], [255, 0, 0]]
-    with pytest.raises(DataError, match="timm cannot open it"):
-        open_source("torch/image_folder", str(folder / "nowhere"))
-    with pytest.raises(DataError, match="--data-root"):
-        open_source("torch/nothing")
-
-
-def test_a_stream_is_read_once_and_kept():
-    class Stream:
-        def __iter__(self):
-            yield from ((Image.new("RGB", (4, 4), (label * 50,) * 3), label) for label in (0, 1, 2))
-
-    from dna_deploy.data import _indexed
-
-    part, labels = _indexed(Stream())
-    assert labels == [0, 1, 2] and np.asarray(part[2][0])[0, 0].tolist() == [100] * 3

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 ROWS = [  # design.md, from the bottom up; a module may import from rows below its own
     {"errors", "torchrun"},
-    {"files", "plugins", "progress", "machine", "session"},
+    {"files", "plugins", "progress", "machine", "session", "sources"},
     {"recipe"},
     {"ops"},
     {"graph", "space"},

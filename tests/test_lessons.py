@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from dna_deploy import lessons as module
-from dna_deploy.data import Images, Preprocessing, open_source
+from dna_deploy.data import Images, Preprocessing
 from dna_deploy.errors import MachineError, RunError, TeacherError
 from dna_deploy.lessons import KeptLessons, Lessons
 from dna_deploy.networks import untrained
+from dna_deploy.sources import open_source
 from dna_deploy.teacher import Teacher, cut
 
 

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from dna_deploy.arch import sample
-from dna_deploy.data import Images, Preprocessing, open_source
+from dna_deploy.data import Images, Preprocessing
 from dna_deploy.errors import RequestError
 from dna_deploy.exporters._exporter import Contract
 from dna_deploy.exporters.onnx import load
 from dna_deploy.graph import onnx_of
 from dna_deploy.on_device import require_device, run_on_device
 from dna_deploy.original import Original, inputs_of
+from dna_deploy.sources import open_source
 from dna_deploy.verify import LIMITS, Step, Verification, failures
 from profilers import UnknownDevice
 

@@ -9,10 +9,11 @@ import timm
 import torch
 from PIL import Image
 
-from dna_deploy.data import Preprocessing, open_source, split
+from dna_deploy.data import Preprocessing, split
 from dna_deploy.errors import MachineError, RequestError
 from dna_deploy.networks import RANDOM
 from dna_deploy.original import Asked, from_model, licence_of, synthetic
+from dna_deploy.sources import open_source
 from dna_deploy.verify import outputs, winners
 
 MODEL = """

@@ -8,7 +8,7 @@ import pytest
 
 from dna_deploy.arch import sample
 from dna_deploy.budget import Budget
-from dna_deploy.data import Images, Preprocessing, open_source
+from dna_deploy.data import Images, Preprocessing
 from dna_deploy.exporters._exporter import Contract
 from dna_deploy.exporters.onnx import load
 from dna_deploy.found import pick
@@ -20,6 +20,7 @@ from dna_deploy.predictor import LatencyPredictor
 from dna_deploy.profile import profile
 from dna_deploy.ratings import Rating
 from dna_deploy.run import Picked, Run
+from dna_deploy.sources import open_source
 from dna_deploy.table import LatencyTable, VisitRow, appending
 from dna_deploy.verify import LIMITS, Step
 from profilers import Device, DeviceUnavailable, Model, Plan, Stop, android, by_key, find_device

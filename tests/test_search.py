@@ -12,7 +12,7 @@ from dna_deploy import search
 from dna_deploy.arch import sample
 from dna_deploy.budget import Budget, Wish
 from dna_deploy.checkpoint import load_tensors, save_checkpoint
-from dna_deploy.data import Preprocessing, Source, open_source, split
+from dna_deploy.data import Preprocessing, split
 from dna_deploy.errors import MachineError, RequestError, RunError
 from dna_deploy.files import write_json
 from dna_deploy.found import Found
@@ -21,6 +21,7 @@ from dna_deploy.plugins import find
 from dna_deploy.predictor import LatencyPredictor
 from dna_deploy.recipe import Training
 from dna_deploy.run import Asked, Pick, Picked, TeacherReport, open_run
+from dna_deploy.sources import Source, open_source
 from dna_deploy.supernet import Supernet
 from dna_deploy.table import LatencyTable, find_table
 from dna_deploy.teacher import Teacher, cut

@@ -1,6 +1,7 @@
 """The supernet, its training, its rating and the networks built from it, on a real teacher and the smallest space."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import timm
@@ -8,13 +9,14 @@ import torch
 from torch import nn
 
 from dna_deploy.arch import Architecture, sample
-from dna_deploy.checkpoint import load_weights, resume, save_checkpoint
-from dna_deploy.data import Images, Preprocessing, open_source, split
+from dna_deploy.checkpoint import load_tensors, load_weights, resume, save_checkpoint
+from dna_deploy.data import Images, Preprocessing, split
 from dna_deploy.distill import Distillation, distill, draw, noise_to_signal, step
 from dna_deploy.errors import MachineError, RequestError, RunError, TeacherError
 from dna_deploy.lessons import Lessons
 from dna_deploy.plugins import find
 from dna_deploy.rate import frozen_statistics, outputs, rate, replace_one, scores
+from dna_deploy.sources import open_source
 from dna_deploy.supernet import Supernet, pieces
 from dna_deploy.teacher import Place, Teacher, create, cut
 
@@ -185,6 +187,29 @@ def test_distillation_learns_and_an_interrupted_one_ends_the_same(tiny, teacher,
     distill(resumed, Lessons(teacher, images), how, tmp_path / "parts.safetensors")
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_training_begun_otherwise_is_not_gone_on_with(tiny, teacher, images, tmp_path):
+    """ReLU for ReLU6 has the same weights: nothing but what the file says of its space tells the two apart."""
+    changed = [
+        replace(cell, layers=tuple(tuple(replace(op, act="relu") for op in choices) for choices in cell.layers))
+        for cell in tiny.blocks[2].cells
+    ]
+    edited = replace(tiny, blocks=(*tiny.blocks[:2], replace(tiny.blocks[2], cells=tuple(changed)), tiny.blocks[3]))
+    how, file = Distillation(epochs=2, batch=16), tmp_path / "c.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        distill(Supernet(tiny, teacher), _Interrupting(teacher, images, after=4), how, file)
+    before = file.read_bytes()
+    with pytest.raises(RunError, match=r"begun with space = (\w+)#\w{8}, now asked for \1#\w{8}; choose another --run NAME"):
+        distill(Supernet(edited, teacher), Lessons(teacher, images), how, file)
+    with pytest.raises(RunError, match=r"begun with batch = 16, now asked for 12"):
+        distill(Supernet(tiny, teacher), Lessons(teacher, images), replace(how, batch=12), file)
+    assert file.read_bytes() == before
+    distill(Supernet(tiny, teacher), Lessons(teacher, images), how, file)
+    after = file.read_bytes()
+    assert not any(name.startswith("optimizer/") for name in load_tensors(file)[0])  # finished
+    distill(Supernet(tiny, teacher), Lessons(teacher, images), how, file)  # nothing is left to do
+    assert file.read_bytes() == after
 
 
 class _Interrupting(Lessons):

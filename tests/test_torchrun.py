@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 from torch import nn
 from dna_deploy.arch import sample
-from dna_deploy.data import Images, Preprocessing, open_source, split
+from dna_deploy.data import Images, Preprocessing, split
+from dna_deploy.sources import open_source
 from dna_deploy.distill import Distillation, distill
 from dna_deploy.lessons import Lessons
 from dna_deploy.machine import this_machine

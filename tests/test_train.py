@@ -11,10 +11,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from dna_deploy.arch import sample
 from dna_deploy.checkpoint import resume, save_checkpoint
-from dna_deploy.data import Images, Preprocessing, open_source, split
+from dna_deploy.data import Images, Preprocessing, split
 from dna_deploy.errors import MachineError, RequestError, RunError
 from dna_deploy.machine import CPU
 from dna_deploy.recipe import Training, recipe
+from dna_deploy.sources import open_source
 from dna_deploy.teacher import Place, Teacher
 from dna_deploy.train import Guide, accuracy, fresh, logits_of, require_recipe, settle_statistics, train
 

@@ -7,7 +7,6 @@ import pytest
 
 from dna_deploy.arch import Architecture
 from dna_deploy.calibrate import networks_to_train
-from dna_deploy.data import open_source
 from dna_deploy.errors import MachineError, RequestError, RunError
 from dna_deploy.files import read_json, write_json
 from dna_deploy.plugins import find
@@ -15,6 +14,7 @@ from dna_deploy.ratings import load_ratings, save_ratings
 from dna_deploy.run import Asked, Run, open_run
 from dna_deploy.scores import block_scores, imitation
 from dna_deploy.search import rate_all
+from dna_deploy.sources import open_source
 from dna_deploy.weigh import TrainedNetworks, average, calibrate_run, other_run, replace_one_run
 from tests.conftest import TINY
 
