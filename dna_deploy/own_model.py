@@ -31,6 +31,8 @@ class Judged:
             return "there is no table of this device yet"
         if self.layers.others:
             return f"it does what no op of ours does: {', '.join(self.layers.others)}"
+        if not self.layers.ops:
+            return "it has no layer of ours"
         if self.account.unknown:
             op = self.account.unknown[0]
             count, total = len(self.account.unknown), len(set(self.layers.ops))

@@ -397,6 +397,7 @@ def references(table: LatencyTable, ops: Sequence[Op]) -> tuple[LatencyTable, ..
             continue
         try:
             other = LatencyTable.load(path)
+            known_ops(other)  # those of a newer version may hold ops that are unknown here
         except TableError as error:
             say(f"left out as a reference: {error}")
             continue

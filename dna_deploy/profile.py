@@ -9,6 +9,7 @@ import math
 import random
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,11 +18,23 @@ from dna_deploy.arch import Architecture, sample
 from dna_deploy.errors import RequestError, TableError
 from dna_deploy.graph import onnx_of
 from dna_deploy.measure import buildable, ops_of
-from dna_deploy.ops import parse
+from dna_deploy.ops import Op, parse
 from dna_deploy.predictor import FEWEST, Account, LatencyPredictor, known_ops, open_predictor, references
 from dna_deploy.progress import bar, say
 from dna_deploy.space import SearchSpace
-from dna_deploy.table import CLOCK, Appender, End, LatencyTable, PredictedRow, Session, VisitRow, anchors_of, appending, header_of
+from dna_deploy.table import (
+    CLOCK,
+    Appender,
+    End,
+    LatencyTable,
+    PredictedRow,
+    Session,
+    VisitRow,
+    anchors_of,
+    appending,
+    header_of,
+    shown,
+)
 from dna_deploy.transfer import FEWEST as FEWEST_OPS
 from dna_deploy.transfer import describe, worth_measuring
 from profilers import Device, Model, Plan, Profiler, Stop, Visit, find_profiler, measure, own_speed
@@ -70,7 +83,7 @@ def profile(
             left = stop.seconds - (time.monotonic() - began)
             asked, models = models, affordable(models, pace, left, plan, stop, references(table, space.ops))
             now = f"now {_counted(models)}, those that say most about the rest"
-            say(f"{_counted(asked)} do not fit {stop.seconds:.0f} s: {now}; the same command goes on from there")
+            say(f"{_counted(asked)} do not fit {stop.seconds:g} s: {now}; the same command goes on from there")
             _, ended = _session(out, profiler, device, models, plan, dataclasses.replace(stop, seconds=left), scout=False)
         out.compact(predicted_rows(_predictor(path, space)))
     return _profile(path, space, len(models), ended)
@@ -78,7 +91,10 @@ def profile(
 
 def _predictor(path: Path, space: SearchSpace) -> LatencyPredictor:
     """The predictor for the space and for whatever the table held predictions of before."""
-    before = [parse(key) for key in LatencyTable.load(path).predicted]
+    before: list[Op] = []
+    for key in LatencyTable.load(path).predicted:
+        with suppress(RequestError):  # an op that only another version knows: a guess, which that one can make again
+            before.append(parse(key))
     ops = tuple(dict.fromkeys([*space.ops, *before]))
     return open_predictor(path, ops, space=space.name, image_size=space.image_size)
 
@@ -94,8 +110,7 @@ def predicted_rows(predictor: LatencyPredictor) -> list[PredictedRow]:
     rows = []
     for op, found in predictor.transferred.items():
         low, high = (found.ms * math.exp(sign * 1.96 * found.sd_ms / found.ms) for sign in (-1, 1))
-        figures = [round(ms, 6) for ms in (found.ms, low, high)]
-        rows.append(PredictedRow(op.key, figures[0], figures[1], figures[2], predictor.known, sources))
+        rows.append(PredictedRow(op.key, shown(found.ms), shown(low), shown(high), predictor.known, sources))
     return rows
 
 
@@ -118,7 +133,7 @@ def _session(
     models, plan = _anchored(table, models, plan)
     keys = [model.key for model in models]
     visits = len(plan.order(keys, 0))
-    say(f"{device.name}: {len(models)} models, up to {plan.rounds} rounds or {stop.seconds:.0f} s, into {out.path}")
+    say(f"{device.name}: {len(models)} models, up to {plan.rounds} rounds or {stop.seconds:g} s, into {out.path}")
     first = table.next_round
     out.add(Session(_now(), first, list(plan.anchor_keys(keys)), profiler.conditions(device)))
     began = first_visit = time.monotonic()
@@ -146,6 +161,8 @@ def _session(
                     source.close()
                     break
     rounds = taken[-1].round + 1 if taken else 0
+    if scout and 0 < rounds < stop.min_rounds:  # opening the models took the time
+        pace = _pace(taken, time.monotonic() - first_visit, first_visit - began)
     slowness = [visit.slowness for visit in LatencyTable.load(out.path).visits if visit.round >= first]
     why = f"{why}, after {rounds} round{'s' if rounds != 1 else ''}{_told(slowness)}"
     out.add(End(_now(), why, profiler.conditions(device)))
@@ -205,7 +222,7 @@ def _too_short(plan: Plan, stop: Stop, pace: Pace, short: str, least_s: float) -
     """With the budget that leaves `least_s` for the models, by what `affordable` takes off, behind a scout's quarter of it."""
     left_s = (least_s + plan.anchors * stop.min_rounds * pace.op_s) * (1 + plan.anchor_every) / plan.anchor_every + pace.setup_s
     needed = math.ceil(1.2 * (left_s + pace.setup_s + pace.visit_s) * 4 / 3)  # of other visits the scout may find slower ones
-    return RequestError(f"--budget {stop.seconds:.0f}s: {short}; give --budget {needed}s (what was measured is kept)")
+    return RequestError(f"--budget {stop.seconds:g}s: {short}; give --budget {needed}s (what was measured is kept)")
 
 
 def _counted(models: Sequence[Model]) -> str:

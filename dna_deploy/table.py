@@ -224,7 +224,7 @@ def appending(path: Path, header: Header | None = None) -> Iterator["Appender"]:
         with disk_errors(path):
             if header is not None and not path.exists():
                 create(path, header)
-            _drop_cut_line(path)
+            _mend_last_line(path)
             file = path.open("ab", buffering=0)
         with file:
             yield Appender(path, file)
@@ -266,9 +266,14 @@ def _line(row: Any) -> str:
 
 def _row(key: str, measured: Measurement, ns: dict[str, list[int]]) -> Row:
     figures = (measured.latency_ms, measured.low_ms, measured.high_ms, measured.median_ms, measured.p90_ms)
-    latency, low, high, median, p90 = (None if ms == float("inf") else round(ms, 6) for ms in figures)
+    latency, low, high, median, p90 = (None if ms == float("inf") else shown(ms) for ms in figures)
     assert latency is not None and low is not None and median is not None and p90 is not None
     return Row(key, latency, low, high, median, p90, measured.n, ns)
+
+
+def shown(ms: float) -> float:
+    """Six digits of it, however short the time: a nanosecond of a fast device is no zero."""
+    return float(f"{ms:.6g}")
 
 
 def _taken(path: Path, rows: Iterable[AnyRow]) -> list[Visit]:
@@ -316,11 +321,14 @@ def _read(path: Path) -> tuple[Header, list[AnyRow]]:
 
 
 def _is_header(line: bytes) -> bool:
+    return _is_json(line) and json.loads(line).get("schema") == SCHEMA
+
+
+def _is_json(line: bytes) -> bool:
     try:
-        found = json.loads(line)
+        return isinstance(json.loads(line), dict)
     except ValueError:
         return False
-    return isinstance(found, dict) and found.get("schema") == SCHEMA
 
 
 def _object(line: str, where: str) -> dict[str, Any]:
@@ -382,13 +390,17 @@ def _require_time(row: AnyRow, time: str, where: str) -> AnyRow:
     return row
 
 
-def _drop_cut_line(path: Path) -> None:
-    """Remove what a kill left of a line that was being written: that visit was not finished. A file that is no table is left
-    as it is, for `_read` to refuse."""
+def _mend_last_line(path: Path) -> None:
+    """End a last line that is whole, as an editor may leave it, and remove what a kill left of one that was being written:
+    that visit was not finished. A file that is no table is left as it is, for `_read` to refuse."""
     with path.open("rb+") as file:
         content = file.read()
-        head, ended, _ = content.partition(b"\n")
-        if ended and _is_header(head) and not content.endswith(b"\n"):
-            file.truncate(content.rfind(b"\n") + 1)
+        head, _, _ = content.partition(b"\n")
+        if _is_header(head) and not content.endswith(b"\n"):
+            begins = content.rfind(b"\n") + 1
+            if _is_json(content[begins:]):
+                file.write(b"\n")
+            else:
+                file.truncate(begins)
             file.flush()
             os.fsync(file.fileno())

@@ -44,11 +44,13 @@ class Device:
                 )
 
     def require_cores(self, count: int, choice: str = "") -> None:
-        """Refuse more threads than the `count` cores they are kept to; `choice` says which others the device has."""
+        """Refuse more threads than the `count` cores they have; `choice` says which others the device has."""
         if self.threads > count:
+            kept = f" ({self.cores})" if self.cores else ""
+            more = f", or as many --cores{choice}" if self.cores else ""
             raise UnknownDevice(
-                f"device {self.name}: {self.threads} threads on {count} core{'s' if count > 1 else ''} ({self.cores}) would wait "
-                f"for each other; give --threads {count}, or as many --cores{choice}"
+                f"device {self.name}: {self.threads} threads on {count} core{'s' if count > 1 else ''}{kept} would wait for each "
+                f"other; give --threads {count}{more}"
             )
 
 

@@ -20,6 +20,7 @@ SESSION_OPTIONS = {
     "session.intra_op.allow_spinning": "0",  # spinning threads steal the core from each other on a shared machine
     "session.inter_op.allow_spinning": "0",
 }
+MOST_CORES = 65_536  # that anyone names
 HELD_BYTES = 1_000_000_000  # of models whose sessions stay open; the sessions of others are opened for each visit
 
 
@@ -77,7 +78,7 @@ class HostProfiler:
             if len(array) % steps[name]:
                 raise ModelRejected(f"{model.key}: {len(array)} of input {name!r}; expected batches of {steps[name]}")
         count = max(len(array) // steps[name] for name, array in given.items())
-        with _pinned(device.cores):
+        with _pinned(device.cores), _refused(model.key):
             parts = [
                 session.run(None, {name: array[at * steps[name] : (at + 1) * steps[name]] for name, array in given.items()})
                 for at in range(count)
@@ -90,8 +91,9 @@ PROFILER = HostProfiler()
 
 def _ready(device: Device, model: Model) -> Any:
     """A session that has run once: its first run allocates and is no sample."""
-    run = _bound(_session(device, model), device.batch)
-    run()
+    run = _bound(_session(device, model), model.key, device.batch)
+    with _refused(model.key):
+        run()
     return run
 
 
@@ -116,8 +118,7 @@ def _require(device: Device) -> None:
         raise DeviceUnavailable(f"device {device.name}: {' '.join(asked)} cannot be measured here; expected onnxruntime cpu fp32")
     with _pinned(device.cores):  # cores that are not there are refused before a session begins
         pass
-    if device.cores is not None:
-        device.require_cores(len(_core_list(device.cores)))
+    device.require_cores(len(_core_list(device.cores)) if device.cores else os.cpu_count() or 1)
 
 
 def _session(device: Device, model: Model) -> Any:
@@ -131,14 +132,21 @@ def _session(device: Device, model: Model) -> Any:
     options.log_severity_level = 3
     for key, value in SESSION_OPTIONS.items():
         options.add_session_config_entry(key, value)
-    try:
+    with _refused(model.key):
         return onnxruntime.InferenceSession(model.onnx, options, providers=["CPUExecutionProvider"])
+
+
+@contextmanager
+def _refused(key: str) -> Iterator[None]:
+    """Opening a model, or its first run: shapes that do not fit, and memory that does not suffice, are found then only."""
+    try:
+        yield
     except Exception as error:  # onnxruntime raises a dozen types without a common base
         reason = str(error).strip().splitlines()[0][:200]
-        raise ModelRejected(f"{model.key}: ONNX Runtime refused the model: {reason}") from error
+        raise ModelRejected(f"{key}: ONNX Runtime refused the model: {reason}") from error
 
 
-def _bound(session: Any, batch: int) -> Any:
+def _bound(session: Any, key: str, batch: int) -> Any:
     """A function that runs the session once on fixed inputs and outputs, so that no copying is timed."""
     import numpy as np
 
@@ -147,7 +155,7 @@ def _bound(session: Any, batch: int) -> Any:
     for value in session.get_inputs():
         shape = [size if isinstance(size, int) else batch for size in value.shape]
         if value.type != "tensor(float)":
-            raise ModelRejected(f"input {value.name} is {value.type}; only float inputs can be timed")
+            raise ModelRejected(f"{key}: input {value.name} is {value.type}; only float inputs can be timed")
         binding.bind_cpu_input(value.name, rng.standard_normal(shape, dtype=np.float32))
     for value in session.get_outputs():
         binding.bind_output(value.name)
@@ -187,8 +195,8 @@ def _core_list(text: str) -> set[int]:
         for part in text.split(","):
             first, _, last = part.partition("-")
             span = range(int(first), int(last or first) + 1)
-            if not span:
-                raise ValueError("ends before it begins")
+            if not span or span[-1] > MOST_CORES:
+                raise ValueError("ends before it begins, or nowhere")
             cores.update(span)
     except ValueError:
         raise UnknownDevice(f"cores {text!r}: expected numbers such as 0, 0-3 or 0,2") from None

@@ -98,7 +98,7 @@ def measure(profiler: Profiler, device: Device, models: Sequence[Model], plan: P
             if visit.round != last_round:
                 last_round = visit.round
                 if time.monotonic() - began >= stop.seconds:
-                    return f"the {stop.seconds:.0f} s are spent"
+                    return f"the {stop.seconds:g} s are spent"
                 if last_round >= stop.min_rounds and last_round % 4 == 0 and _narrow(taken, stop.halfwidth):
                     return f"every interval is within {stop.halfwidth:.1%}"
             if min(visit.ns) <= 0:

@@ -77,13 +77,15 @@ PROFILER = SshProfiler()
 
 def runtime_for(device: Device, machine: str) -> runtime.Runtime:
     """arm64 computers get PyPI's library with a C library of its own; others need a file of the user's."""
-    if device.runtime.endswith(".so"):
+    if re.search(r"\.so(\.\d+)*$", device.runtime):
         library = Path(device.runtime).expanduser()
         if not library.is_file():
             raise DeviceUnavailable(f"runtime {device.runtime}: no such file; expected a libonnxruntime.so for {machine}")
         runner = build.linux_arm64_runner() if machine == "aarch64" else build.host_runner()
         files = {"dnarun": runner, "run.sh": build.SOURCE / "run.sh", "libonnxruntime.so": library}
         return runtime.Runtime(f"given as {library.name}", files)
+    if device.runtime not in ("onnxruntime", "onnxruntime-glibc"):
+        raise UnknownDevice(f"runtime {device.runtime!r}: expected onnxruntime, or a libonnxruntime.so made for {machine}")
     if machine != "aarch64":
         raise DeviceUnavailable(f"its processor is {machine}; expected aarch64, or runtime = a libonnxruntime.so made for it")
     return runtime.glibc_bundle()

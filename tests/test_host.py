@@ -66,6 +66,22 @@ def test_a_broken_model_is_named():
         list(HOST.visits(CPU, [Model("broken one", b"not a model")], Plan()))
 
 
+def test_a_model_that_opens_and_does_not_run_is_named():
+    """Made for batches of 4, and given one image."""
+    from onnx import TensorProto, helper
+
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"])]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 8])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "g", [x], [y], [helper.make_tensor("shape", TensorProto.INT64, [2], [4, 8])])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    model = Model("for four", made.SerializeToString())
+    with pytest.raises(ModelRejected, match=r"for four: ONNX Runtime refused the model: .*Reshape"):
+        list(HOST.visits(CPU, [model], Plan()))
+    with pytest.raises(ModelRejected, match=r"for four: .*Reshape"):
+        HOST.run(CPU, model, {"x": np.zeros((1, 8), "float32")})
+
+
 def test_a_provider_that_is_not_here_is_refused_rather_than_replaced_by_the_cpu():
     op = Conv(5, 3, 4, kernel=1)
     models = [Model(op.key, onnx_of([op]))]
@@ -117,10 +133,12 @@ def test_more_threads_than_cores_are_refused():
     core = str(min(os.sched_getaffinity(0)))
     with pytest.raises(UnknownDevice, match=rf"2 threads on 1 core \({core}\) would wait .* give --threads 1"):
         HOST.environment(Device("cpu", "host", threads=2, cores=core))
+    with pytest.raises(UnknownDevice, match=r"99999999999 threads on \d+ cores? would wait for each other; give --threads \d+$"):
+        HOST.environment(Device("cpu", "host", threads=99_999_999_999))
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="pinning needs Linux")
-@pytest.mark.parametrize("cores", ["4000", "big", "3-0", "0,3-1", ""])
+@pytest.mark.parametrize("cores", ["4000", "big", "3-0", "0,3-1", "", "0-99999999999"])
 def test_cores_that_are_none_are_refused_before_anything_is_measured(cores):
     expected = (DeviceUnavailable, "usable") if cores == "4000" else (UnknownDevice, "expected numbers")
     for asked in (HOST.environment, lambda device: next(HOST.visits(device, [], Plan()))):

@@ -172,6 +172,10 @@ def test_a_table_of_another_device_with_the_same_ops_helps(mobile, workdir):
     helped, account = error()
     assert helped < 0.05 < 0.1 < alone and "fast" in account.sources and "the tables of " in account.text
 
+    _table(workdir / "latency_tables" / "newer.jsonl", odd | {"fusedmb(hw=56, cin=24, cout=24)": 1.0})
+    again, account = error()  # a table with an op of another version is no reference, and spoils nothing
+    assert again == helped and "newer" not in account.sources
+
 
 def test_an_op_known_only_roughly_is_marked(tiny, op_ms, tmp_path):
     path = tmp_path / "t.jsonl"

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import random
 from functools import cache
 
@@ -16,8 +17,8 @@ from dna_deploy.errors import RequestError, TableError
 from dna_deploy.ops import parse
 from dna_deploy.plugins import find
 from dna_deploy.predictor import LatencyPredictor, known_ops, open_predictor
-from dna_deploy.profile import Pace, affordable, profile, wanted
-from dna_deploy.table import LatencyTable, Published, appending, create, has_interval, header_of
+from dna_deploy.profile import Pace, affordable, predicted_rows, profile, wanted
+from dna_deploy.table import LatencyTable, PredictedRow, Published, appending, create, has_interval, header_of
 from profilers import Device, Plan, Stop, Visit, by_key, protocol
 
 DEVICE = Device("sim", "host")
@@ -99,6 +100,14 @@ def test_an_op_unknown_here_is_refused_before_anything_is_measured(workdir, simu
     assert not LatencyTable.load(workdir / "t.jsonl").visits
 
 
+def test_a_guess_at_an_op_unknown_here_is_dropped(workdir, simulate, tiny):
+    simulate(Simulated())
+    with appending(workdir / "t.jsonl", header_of(DEVICE, {"runtime": "simulated 1"}, "")) as out:
+        out.add(PredictedRow("magic(hw=3)", 1.0, 0.5, 2.0, 11, []))
+    done = profile(DEVICE, tiny, workdir / "t.jsonl", validate=0, plan=UNANCHORED, stop=Stop())
+    assert done.measured == len(tiny.ops) and "magic" not in (workdir / "t.jsonl").read_text()
+
+
 def test_an_interrupted_session_is_gone_on_with_where_it_was_not_sure_yet(workdir, simulate, tiny):
     def cut(round):
         if round == 10:
@@ -159,7 +168,7 @@ def test_more_measurements_make_new_predictions(workdir, simulate, mobile):
     assert all(row.measured == second.account.measured for row in rows)
 
 
-@pytest.mark.parametrize(("visit_s", "setup_s"), [(0.02, 0.0), (0.1, 0.0), (0.02, 3.0)])
+@pytest.mark.parametrize(("visit_s", "setup_s"), [(0.02, 0.0), (0.1, 0.0), (0.02, 3.0), (0.0001, 3.0)])
 def test_a_time_too_short_says_how_much_is_enough_and_keeps_what_was_taken(workdir, simulate, mobile, visit_s, setup_s):
     path = workdir / "t.jsonl"
     simulate(Simulated(visit_s, setup_s=setup_s))
@@ -169,9 +178,25 @@ def test_a_time_too_short_says_how_much_is_enough_and_keeps_what_was_taken(workd
     device = simulate(Simulated(visit_s, setup_s=setup_s))
     enough = int(str(short.value).rpartition("--budget ")[2].partition("s")[0])
     done = profile(DEVICE, mobile, path, validate=0, plan=Plan(), stop=Stop(seconds=enough, halfwidth=1e-9))
-    assert 10 <= done.account.measured < len(mobile.ops) and not done.account.unknown
+    assert done.account.measured >= 10 and not done.account.unknown
+    assert (done.account.measured == len(mobile.ops)) == (visit_s < 0.001)  # where only opening them takes time
     assert min(done.table.measurements[op.key].rounds for op in known_ops(done.table)) >= 8
     assert device.clock.now < enough + 70 * visit_s  # a round that was begun is finished
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_predicted_of_a_fast_device_reads_back(workdir, simulate, mobile, seed):
+    """Ops of 2 us with 30 % noise: a lower bound may be less than a millionth of a millisecond."""
+    rng = random.Random(seed)
+    with appending(workdir / "t.jsonl", header_of(DEVICE, {}, "")) as out:
+        for op in rng.sample(mobile.ops, 12):
+            out.add(Published(op.key, 2e-6 * (1 + op.macs / 1e6) * math.exp(rng.gauss(0, 0.3)), None, 1))
+        predictor = LatencyPredictor(LatencyTable.load(workdir / "t.jsonl"), (), mobile.ops)
+        out.compact(predicted_rows(predictor))
+    found = LatencyTable.load(workdir / "t.jsonl").predicted
+    assert set(found) == {op.key for op in predictor.transferred} and len(found) > 10
+    for op, guess in predictor.transferred.items():
+        assert found[op.key].predicted_ms == pytest.approx(guess.ms, rel=1e-5) and found[op.key].low_ms > 0
 
 
 def test_the_predictions_for_another_image_size_stay(workdir, simulate, mobile):

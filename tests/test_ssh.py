@@ -89,3 +89,9 @@ def test_the_library_must_fit_the_machine(tmp_path: Path) -> None:
         runtime_for(Device("board", "ssh"), "x86_64")
     with pytest.raises(DeviceUnavailable, match="no such file"):
         runtime_for(Device("board", "ssh", runtime=str(tmp_path / "x.so")), "x86_64")
+    for other in ("tensorrt", "onnxruntime-1.18", "mine.aar"):
+        with pytest.raises(UnknownDevice, match=f"runtime '{other}': expected onnxruntime, or a libonnxruntime.so"):
+            runtime_for(Device("board", "ssh", runtime=other), "aarch64")
+    (tmp_path / "libonnxruntime.so.1.20.0").write_bytes(b"")  # as a release names it
+    found = runtime_for(Device("board", "ssh", runtime=str(tmp_path / "libonnxruntime.so.1.20.0")), "x86_64")
+    assert found.files["libonnxruntime.so"] == tmp_path / "libonnxruntime.so.1.20.0" and "given" in found.label

@@ -115,6 +115,17 @@ def test_a_cut_last_line_is_named_and_repaired_by_the_next_writer(path):
     assert LatencyTable.load(path).measurements["other"].rounds == 7
 
 
+def test_a_last_line_that_only_lacks_its_end_is_kept(path):
+    """As some editors leave it."""
+    _fill(path)
+    whole = path.read_text()
+    for text in (whole, whole.partition("\n")[0] + "\n"):
+        path.write_text(text[:-1])
+        with appending(path):
+            pass
+        assert path.read_text() == text
+
+
 @pytest.mark.parametrize("text", ['{"a": 1}\n{"b": 2}', '{"a": 1}', "notes\nof mine", ""])
 def test_a_file_that_is_no_table_is_refused_as_it_is(tmp_path, text):
     file = tmp_path / "data.jsonl"

@@ -11,9 +11,10 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import click
+from click.core import ParameterSource
 
 from dna_deploy import __version__
-from dna_deploy.errors import DnaError
+from dna_deploy.errors import DnaError, RequestError
 from dna_deploy.torchrun import RANK
 from profilers import ProfilerError
 
@@ -120,6 +121,19 @@ class Duration(click.ParamType[float]):
         if match is None or float(match[1]) <= 0:
             self.fail(f"{value!r} is no time; expected for example 90s or 2min", param, ctx)
         return float(match[1]) * (60 if match[2] == "min" else 1)
+
+
+def given() -> set[str]:
+    """The flags on the command line, by their names there."""
+    context = click.get_current_context()
+    params = [param for param in context.command.params if param.name is not None]
+    return {param.opts[0] for param in params if context.get_parameter_source(str(param.name)) is ParameterSource.COMMANDLINE}
+
+
+def require_only(mode: str, *others: str) -> None:
+    """Refuse flags that say nothing here, rather than leave them unheard."""
+    if unheard := sorted(given() - {mode, "--json", *others}):
+        raise RequestError(f"{', '.join(unheard)}: not with {mode}, which goes with {', '.join(others)} only")
 
 
 class Sectioned(click.Command):

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from dna_deploy.cli._command import POSITIVE, Difference, Latency, Share, command
+from dna_deploy.cli._command import POSITIVE, Difference, Latency, Share, command, require_only
 
 if TYPE_CHECKING:
     from dna_deploy.export import Exported
@@ -94,10 +93,10 @@ def main(
         find("exporters", format_)  # a format of the user's own is known by its name from here on
         code = ("--trust", *(["--format"] if own else []))
         if verify is not None:
-            _require_only("--verify", "--device", "--max-difference", "--max-drop", "--max-latency", *code)
+            require_only("--verify", "--device", "--max-difference", "--max-drop", "--max-latency", *code)
             return verified(verify, device, max_difference, max_drop, max_ms, trust)
         if rebuild is not None:
-            _require_only("--rebuild", *code)
+            require_only("--rebuild", *code)
             return rebuilt(rebuild, trust)
     if trust:
         raise RequestError("--trust: for --verify and --rebuild only")
@@ -165,20 +164,6 @@ def main(
         "device_top1_agreement": there.top1_agreement if there else None,
         "device_accuracy": there.accuracy_after if there else None,
     }
-
-
-def _require_only(mode: str, *others: str) -> None:
-    """Refuse flags that say nothing here, rather than leave them unheard."""
-    from dna_deploy.errors import RequestError
-
-    context = click.get_current_context()
-    given = {param.opts[0] for param in context.command.params if _given(context, param)}
-    if unheard := sorted(given - {mode, "--json", *others}):
-        raise RequestError(f"{', '.join(unheard)}: not with {mode}, which goes with {', '.join(others)} only")
-
-
-def _given(context: click.Context, param: click.Parameter) -> bool:
-    return param.name is not None and context.get_parameter_source(param.name) is ParameterSource.COMMANDLINE
 
 
 def _zip(done: "Exported") -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from dna_deploy.cli._command import POSITIVE, Duration, Share, command
+from dna_deploy.cli._command import POSITIVE, Duration, Share, command, given, require_only
 
 
 @command(device="The device", space="What is measured", model="Instead of that")
@@ -80,14 +80,14 @@ def main(
         flag = "--extrapolate" if extrapolate else "--confidence"
         raise RequestError(f"{flag}: it is for --model; without one give it to dna-search")
     if listing:
+        require_only("--list", "--space", "--image-size", "--classes")
         return _list(space, image_size, classes)
     from dna_deploy.profile import profile
     from dna_deploy.progress import say, show
-    from dna_deploy.table import OWN
+    from dna_deploy.table import OWN, LatencyTable
     from profilers import Plan, Stop, find_device, repeatability
 
     if model is not None:
-        find("spaces", space)  # a space of the user's own, so that networks of it in the table are known
         settings = {
             "threads": threads,
             "cores": cores,
@@ -96,6 +96,11 @@ def main(
             "runtime": runtime,
             "mode": mode,
         }
+        others = ("--device", "--table", "--space", "--image-size", "--budget", "--confidence", "--extrapolate")
+        require_only("--model", *others, *(f"--{name}" for name in settings))
+        find("spaces", space)  # a space of the user's own, so that networks of it in the table are known
+        if table is not None and "--device" in given() and (whose := LatencyTable.load(table).header.target) != device:
+            raise RequestError(f"--device {device}: {table} is of {whose}; leave one of the two out")
         return _model(model, image_size, device, settings, table, budget, confidence or 0.95, extrapolate)
     target = find_device(device, threads=threads, cores=cores, address=address, provider=provider, runtime=runtime, mode=mode)
     laid_out = find("spaces", space).at(image_size, classes)
@@ -176,7 +181,7 @@ def _model(
         bounds = f"{own.low_ms:.4g} to {own.high_ms:.4g} ms" if math.isfinite(own.high_ms) else "too few rounds for one"
         rows.append(["measured", f"{own.latency_ms:.4g} ms", bounds])
     else:
-        rows.append(["measured", f"{name} is not at hand", ""])
+        rows.append(["measured", "not measured", ""])
     if (guess := found.predicted) is not None:
         bounds = f"{guess.low_ms:.4g} to {guess.high_ms:.4g} ms" if math.isfinite(guess.high_ms) else "no interval known"
         rows.append(["predicted", f"{guess.ms:.4g} ms", bounds])
@@ -260,6 +265,8 @@ def _age(began: str) -> str:
 
     since = datetime.now(timezone.utc) - datetime.fromisoformat(began.replace("Z", "+00:00"))
     hours = since.total_seconds() / 3600
+    if hours < 0:
+        return f"dated {began}"  # by another clock, or one that was put right since
     return f"{hours:.0f} h ago" if hours < 48 else f"{hours / 24:.0f} days ago"
 
 
