@@ -53,13 +53,23 @@ def test_each_further_network_is_the_best_that_differs_enough(program, apart):
         return [(s, c) for s, c in networks if sum(a != b for a, b in zip(c, from_, strict=True)) >= apart]
 
     every = _networks(program)
-    for excluded in ([], [choices for _, choices in every[-1:]]):
-        remaining = far(every, excluded[0]) if excluded else every
-        further = best(program, count=4, apart=apart, excluded=excluded)
+    for better in ([], [choices for _, choices in every[-1:]]):
+        remaining = far(every, better[0]) if better else every
+        further = best(program, count=4, apart=apart, better=better)
         for found in further:
             assert found.score == remaining[0][0] and (found.score, found.choices) in remaining
             remaining = far(remaining, found.choices)
         assert len(further) == 4 or not remaining
+
+
+@settings(max_examples=60, deadline=None)
+@given(programs())
+def test_what_is_excluded_is_left_out_alone(program):
+    every = _networks(program)
+    for found in best(program, count=3, apart=2, excluded=[choices for _, choices in every[:2]])[:1]:
+        assert found.score == every[2][0] and (found.score, found.choices) in every[2:]
+        assert found.bound <= found.score
+    assert len(every) < 3 or best(program, excluded=[choices for _, choices in every[:2]])
 
 
 def test_candidates_left_out_at_first_are_brought_in():
