@@ -16,7 +16,7 @@ from dna_deploy.confirm import Confirmed, confirm
 from dna_deploy.costs import sums
 from dna_deploy.errors import NothingFits, RequestError
 from dna_deploy.files import write_atomic, write_json, write_text
-from dna_deploy.footprint import footprint
+from dna_deploy.footprint import file_bytes, footprint
 from dna_deploy.graph import onnx_of
 from dna_deploy.limits import Problem, Wanted
 from dna_deploy.measure import at_hand, measure_whole
@@ -69,7 +69,6 @@ def pick(
         for budget, factor in zip(budgets, factors, strict=True)
     ]
     rival = largest_within(problem)
-    prints = [footprint(op) for op in found.ops]
     folder = run.pick_for([(budget.device, budget.ms) for budget in budgets], wanted.texts)
     picked = Picked(
         device=first.device,
@@ -91,8 +90,8 @@ def pick(
         tried_ended=confirmed.ended if confirmed else None,
         also=wanted.texts,
         bound=top[0].bound,
-        file_bytes=sum(part.file_bytes for part in prints),
-        peak_bytes=max(part.peak_bytes for part in prints),
+        file_bytes=file_bytes(found.ops, space.num_classes),
+        peak_bytes=max(footprint(op).peak_bytes for op in found.ops),
     )
     if folder.architecture.exists() and Architecture.load(folder.architecture) != found:
         folder.set_aside()  # another network: the ratings, the table or the request changed

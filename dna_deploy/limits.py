@@ -11,7 +11,7 @@ import numpy as np
 
 from dna_deploy import costs
 from dna_deploy.errors import NothingFits
-from dna_deploy.footprint import footprint
+from dna_deploy.footprint import file_bytes, footprint
 from dna_deploy.milp import Optimum, Program, best
 from dna_deploy.ops import Op
 from dna_deploy.pick import Front, least_through, pareto_front
@@ -62,7 +62,8 @@ def params(space: SearchSpace, most: float) -> Limit:
 
 
 def file_size(space: SearchSpace, most: float) -> Limit:
-    return _of_ops(space, "--file-size", most, lambda op: footprint(op).file_bytes, in_megabytes)
+    limit = _of_ops(space, "--file-size", most, lambda op: footprint(op).file_bytes, in_megabytes)
+    return replace(limit, costs=[limit.costs[0] + file_bytes((), space.num_classes), *limit.costs[1:]])
 
 
 def memory(space: SearchSpace, most: float) -> Limit:

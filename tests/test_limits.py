@@ -13,7 +13,7 @@ from dna_deploy.arch import Architecture
 from dna_deploy.cli._command import Amount, Bytes
 from dna_deploy.costs import sums
 from dna_deploy.errors import NothingFits, RequestError
-from dna_deploy.footprint import footprint
+from dna_deploy.footprint import file_bytes, footprint
 from dna_deploy.limits import Limit, Problem, Wanted, rounded_up
 from dna_deploy.pins import allowed
 
@@ -27,7 +27,7 @@ def _networks(space):
         except RequestError:
             continue
         prints = [footprint(op) for op in arch.ops]
-        figures = arch.macs, arch.params, sum(p.file_bytes for p in prints), max(p.peak_bytes for p in prints)
+        figures = arch.macs, arch.params, file_bytes(arch.ops, 10), max(p.peak_bytes for p in prints)
         found.append((choices, figures))
     return found
 
