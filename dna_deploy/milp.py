@@ -171,7 +171,11 @@ def _solve(program: Program, cuts: Sequence[tuple[Sequence[int | None], int]], s
         integrality=np.ones(starts[-1]),
         bounds=Bounds(0, 1),
         constraints=constraints,
-        options={"mip_rel_gap": 0.0, "time_limit": seconds},
+        options={
+            "mip_rel_gap": 0.0,
+            "time_limit": seconds,
+            "presolve": False,
+        },  # HiGHS lost an optimum in presolve (a test has it)
     )
     if solved.status == INFEASIBLE:
         return None
