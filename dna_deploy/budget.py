@@ -1,5 +1,6 @@
 """Budgets: the latency a network may have on each device, and what every candidate of a space costs of it."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 
 from dna_deploy.costs import sums
 from dna_deploy.limits import Limit, in_milliseconds
+from dna_deploy.ops import Op
 from dna_deploy.predictor import TWO_SIDED, LatencyPredictor, deviations, open_predictor
 from dna_deploy.space import SearchSpace
 from profilers import Measurement
@@ -59,7 +61,8 @@ def block_costs(space: SearchSpace, predictor: LatencyPredictor, confidence: flo
 
     With `confidence` they add up to no less than the network's upper bound, which itself does not add up: it has the root of
     the ops' summed variances V in it. For any s, z root(V) <= z^2 V / 2s + s/2, tight where s = z root(V): s is taken from
-    the mean candidates.
+    the mean candidates. V does not add up either where blocks share an op, whose error they then share: of an op that stands
+    in B blocks, c_b times in each, (sum c_b)^2 <= B sum c_b^2.
     """
     correction = predictor.correction
     op_ms = {op: correction.op_ms(op, predictor.op_ms(op)) for op in space.ops}
@@ -68,7 +71,12 @@ def block_costs(space: SearchSpace, predictor: LatencyPredictor, confidence: flo
     if confidence is None:
         return costs
     z = deviations(confidence)
-    widths = [np.array([z**2 * predictor.variance(candidate.ops) for candidate in block.candidates]) for block in space.blocks]
+    standing = Counter(op for block in space.blocks for op in block.ops)
+
+    def width(ops: tuple[Op, ...]) -> float:
+        return z**2 * sum(standing[op] * predictor.variance([op] * count) for op, count in Counter(ops).items())
+
+    widths = [np.array([width(candidate.ops) for candidate in block.candidates]) for block in space.blocks]
     s = sum(float(width.mean()) for width in widths) ** 0.5
     margin = predictor.margin(confidence)
     costs = [(1 + margin) * cost + (width / (2 * s) if s else 0.0) for cost, width in zip(costs, widths, strict=True)]

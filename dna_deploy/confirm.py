@@ -22,6 +22,7 @@ class Tried:
 @dataclass(frozen=True)
 class Confirmed:
     choices: Choices
+    over: list[Choices]  # measured, and too slow
     factors: list[float]  # that the predictions for each device are multiplied with from now on
     tried: list[Tried]
     ended: str
@@ -77,4 +78,4 @@ def confirm(
             ended = f"predicted and measured agree within {AGREE:.0%}"
             break
     chosen = min(fitting, key=score) if fitting else best(factors, over)
-    return None if chosen is None else Confirmed(chosen, factors, list(tried.values()), ended)
+    return None if chosen is None else Confirmed(chosen, over, factors, list(tried.values()), ended)

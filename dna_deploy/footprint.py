@@ -4,6 +4,7 @@ Both are read from the ONNX graph that is deployed, fp32 and one image. Between 
 alive, so its worst moment is that of its worst op.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -16,10 +17,15 @@ if TYPE_CHECKING:
 
 IN_PLACE = {"Add", "Clip", "Flatten", "HardSigmoid", "HardSwish", "Identity", "Mul", "Relu", "Reshape", "Sigmoid", "Squeeze"}
 
+# What the exporter writes besides, at most, where the blocks and ops are named as ours are: for each node its name, the
+# modules it came from and its output's shape, for each weight its name and shape; once what the input and the classes are.
+NODE_BYTES, WEIGHT_BYTES, FILE_BYTES = 200, 120, 1000
+CLASS_BYTES = 32  # of a class's name, which is not known when a network is picked
+
 
 @dataclass(frozen=True)
 class Footprint:
-    file_bytes: int  # weights and nodes; the names an exporter gives come on top, about 0.2 kB a node
+    file_bytes: int  # what it adds to the exported file, at most
     peak_bytes: int  # of activations alive at once, without weights and a runtime's own buffers
 
 
@@ -28,8 +34,14 @@ def footprint(op: Op) -> Footprint:
     import onnx
 
     model = onnx.load_from_string(onnx_of([op]))
-    parts = (*model.graph.initializer, *model.graph.node)
-    return Footprint(sum(part.ByteSize() for part in parts), peak_activations(model))
+    nodes, weights = model.graph.node, {weight.name: weight for weight in model.graph.initializer}
+    named = NODE_BYTES * len(nodes) + WEIGHT_BYTES * sum(name in weights for node in nodes for name in node.input)
+    return Footprint(sum(part.ByteSize() for part in (*nodes, *weights.values())) + named, peak_activations(model))
+
+
+def file_bytes(ops: Iterable[Op], num_classes: int) -> int:
+    """Of the ONNX file of a network, no less than it will have where a class's name takes 32 bytes on average or fewer."""
+    return FILE_BYTES + CLASS_BYTES * num_classes + sum(footprint(op).file_bytes for op in ops)
 
 
 def peak_activations(model: "onnx.ModelProto") -> int:

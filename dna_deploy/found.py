@@ -16,7 +16,7 @@ from dna_deploy.confirm import Confirmed, confirm
 from dna_deploy.costs import sums
 from dna_deploy.errors import NothingFits, RequestError
 from dna_deploy.files import write_atomic, write_json, write_text
-from dna_deploy.footprint import footprint
+from dna_deploy.footprint import file_bytes, footprint
 from dna_deploy.graph import onnx_of
 from dna_deploy.limits import Problem, Wanted
 from dna_deploy.measure import at_hand, measure_whole
@@ -58,9 +58,10 @@ def pick(
     factors = confirmed.factors if confirmed else [1.0] * len(budgets)
     problem = _problem(space, budgets, factors, wanted)
     front = problem.front(scores)
-    top = best_of(problem, front, scores, wanted, confirmed.choices if confirmed else None)
+    top = best_of(problem, front, scores, wanted, confirmed)
     if not top:
-        raise NothingFits("no network fits by what was measured; raise --latency")
+        asked = ", ".join(limit.text for limit in problem.limits)
+        raise NothingFits(f"no network of {space.name} at {space.image_size} px fits {asked}; raise one of them")
     choices = top[0].choices
     found = architecture_at(space, choices)
     predicted = [
@@ -68,7 +69,6 @@ def pick(
         for budget, factor in zip(budgets, factors, strict=True)
     ]
     rival = largest_within(problem)
-    prints = [footprint(op) for op in found.ops]
     folder = run.pick_for([(budget.device, budget.ms) for budget in budgets], wanted.texts)
     picked = Picked(
         device=first.device,
@@ -90,32 +90,36 @@ def pick(
         tried_ended=confirmed.ended if confirmed else None,
         also=wanted.texts,
         bound=top[0].bound,
-        file_bytes=sum(part.file_bytes for part in prints),
-        peak_bytes=max(part.peak_bytes for part in prints),
+        file_bytes=file_bytes(found.ops, space.num_classes),
+        peak_bytes=max(footprint(op).peak_bytes for op in found.ops),
     )
     if folder.architecture.exists() and Architecture.load(folder.architecture) != found:
         folder.set_aside()  # another network: the ratings, the table or the request changed
     found.save(folder.architecture)
-    write_front(folder.front, space, front)
+    expected = [factors[0] * cost for cost in block_costs(space, first.predictor)]
+    write_front(folder.front, space, front, expected, first.confidence)
     write_top(folder.top, problem, top)
     at = sum(float(cost[index]) for cost, index in zip(problem.limits[0].costs, choices, strict=True))
-    plot_front(folder.front.with_suffix(".png"), front, (at, picked.score), first.ms, first.device)
+    plot_front(folder.front.with_suffix(".png"), front, (at, picked.score), first)
     write_json(folder.picked, picked)
     return Found(folder, found, picked, front, tuple(budgets), tuple(architecture_at(space, one.choices) for one in top))
 
 
 def best_of(
-    problem: Problem, front: Front, scores: Sequence[np.ndarray[Any, Any]], wanted: Wanted, confirmed: tuple[int, ...] | None
+    problem: Problem, front: Front, scores: Sequence[np.ndarray[Any, Any]], wanted: Wanted, confirmed: Confirmed | None
 ) -> list[Optimum]:
     """The networks wanted, best first: off the front where it answers alone, else by integer program.
 
-    A network that was confirmed by measurement comes first, whatever else there is.
+    A network that was confirmed by measurement comes first, whatever else there is; what was measured as too slow is not
+    among them.
     """
+    over = confirmed.over if confirmed else []
     if wanted.top == 1:
         if confirmed is not None:
-            score = sum(float(score[index]) for score, index in zip(scores, confirmed, strict=True))
-            found = problem.best(scores)
-            return [Optimum(confirmed, score, min(score, found[0].bound) if found else score)]
+            choices = confirmed.choices
+            score = sum(float(score[index]) for score, index in zip(scores, choices, strict=True))
+            found = problem.best(scores, excluded=over)
+            return [Optimum(choices, score, min(score, found[0].bound) if found else score)]
         if problem.one_sum:
             at = front.best_within(problem.limits[0].most)
             score = float(front.scores[at]) if at is not None else 0.0
@@ -124,7 +128,7 @@ def best_of(
     if confirmed is None:
         return problem.best(scores, wanted.top, apart)
     first = best_of(problem, front, scores, replace(wanted, top=1), confirmed)
-    return first + problem.best(scores, wanted.top - 1, apart, excluded=[confirmed])
+    return first + problem.best(scores, wanted.top - 1, apart, [confirmed.choices], over)
 
 
 def _problem(space: SearchSpace, budgets: Sequence[Budget], factors: Sequence[float], wanted: Wanted) -> Problem:
@@ -193,12 +197,17 @@ def architecture_at(space: SearchSpace, choices: Sequence[int]) -> Architecture:
     return Architecture(space, tuple(block.candidates[index] for block, index in zip(space.blocks, choices, strict=True)))
 
 
-def write_front(path: Path, space: SearchSpace, front: Front) -> None:
+def write_front(
+    path: Path, space: SearchSpace, front: Front, expected: Sequence[np.ndarray[Any, Any]], confidence: float | None
+) -> None:
+    """One line a network; `upper_ms`, where a confidence was asked for, is what the budget is held to: see `block_costs`."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["predicted_ms", "score", "network"])
+    rows.writerow(["predicted_ms", *(["upper_ms"] if confidence else []), "score", "network"])
     for cost, score, choices in zip(front.costs, front.scores, front.choices, strict=True):
-        rows.writerow([f"{cost:.6g}", f"{score:.6g}", architecture_at(space, choices).text])
+        ms = sum(float(own[index]) for own, index in zip(expected, choices, strict=True))
+        upper = [f"{cost:.6g}"] if confidence else []
+        rows.writerow([f"{ms:.6g}", *upper, f"{score:.6g}", architecture_at(space, choices).text])
     write_text(path, text.getvalue())
 
 
@@ -213,16 +222,18 @@ def write_top(path: Path, problem: Problem, top: Sequence[Optimum]) -> None:
     write_text(path, text.getvalue())
 
 
-def plot_front(path: Path, front: Front, found: tuple[float, float], budget_ms: float, device: str) -> None:
+def plot_front(path: Path, front: Front, found: tuple[float, float], budget: Budget) -> None:
+    """Over what the budget is held to: predicted latencies, or their upper bounds. `found` is (ms, score) of the chosen one."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
     axes.step(front.costs, front.scores, where="post", linewidth=1.2, label=f"Pareto front, {len(front.costs)} networks")
-    axes.axvline(budget_ms, linestyle="--", linewidth=1, color="grey", label=f"budget {budget_ms:g} ms")
-    axes.plot(*found, "o", label=f"chosen, {found[0]:.3g} ms")
-    axes.set_xlabel(f"predicted latency on {device}, ms")
+    axes.axvline(budget.ms, linestyle="--", linewidth=1, color="grey", label=f"budget {budget.ms:g} ms")
+    bound = f"{100 * budget.confidence:g}% upper bound of " if budget.confidence else ""
+    axes.plot(*found, "o", label=f"chosen, {'upper bound ' if bound else ''}{found[0]:.3g} ms")
+    axes.set_xlabel(f"{bound}predicted latency on {budget.device}, ms")
     axes.set_ylabel("score (lower is better)")
     axes.legend()
     FigureCanvasAgg(figure)

@@ -4,13 +4,14 @@ import itertools
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from decimal import ROUND_CEILING, Context, Decimal
 from typing import Any
 
 import numpy as np
 
 from dna_deploy import costs
 from dna_deploy.errors import NothingFits
-from dna_deploy.footprint import footprint
+from dna_deploy.footprint import file_bytes, footprint
 from dna_deploy.milp import Optimum, Program, best
 from dna_deploy.ops import Op
 from dna_deploy.pick import Front, least_through, pareto_front
@@ -18,6 +19,8 @@ from dna_deploy.pins import allowed
 from dna_deploy.space import SearchSpace
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Choices = tuple[int, ...]
+UP = Context(prec=4, rounding=ROUND_CEILING)
 
 
 @dataclass(frozen=True)
@@ -35,14 +38,18 @@ class Limit:
 
     @property
     def text(self) -> str:
-        return self.said(self.most)
+        return self._said(self.most)
 
     def of(self, choices: Sequence[int]) -> float:
         """What the network of these candidates costs."""
         parts = [float(cost[index]) for cost, index in zip(self.costs, choices, strict=True)]
         return max(parts) if self.peak else sum(parts)
 
-    def said(self, value: float) -> str:
+    def least(self, value: float) -> str:
+        """The limit that a network of this cost keeps to, in four digits: not below the cost."""
+        return self._said(rounded_up(value))
+
+    def _said(self, value: float) -> str:
         return f"{self.flag}{'' if self.flag.endswith('=') else ' '}{self.write(value)}"
 
 
@@ -55,7 +62,8 @@ def params(space: SearchSpace, most: float) -> Limit:
 
 
 def file_size(space: SearchSpace, most: float) -> Limit:
-    return _of_ops(space, "--file-size", most, lambda op: footprint(op).file_bytes, in_megabytes)
+    limit = _of_ops(space, "--file-size", most, lambda op: footprint(op).file_bytes, in_megabytes)
+    return replace(limit, costs=[limit.costs[0] + file_bytes((), space.num_classes), *limit.costs[1:]])
 
 
 def memory(space: SearchSpace, most: float) -> Limit:
@@ -68,15 +76,20 @@ def _of_ops(space: SearchSpace, flag: str, most: float, cost: Callable[[Op], flo
 
 
 def in_millions(value: float) -> str:
-    return f"{value / 1e6:.4g}M"
+    return f"{value / 1e6:.12g}M"
 
 
 def in_megabytes(value: float) -> str:
-    return f"{value / 1e6:.4g}MB"
+    return f"{value / 1e6:.12g}MB"
 
 
 def in_milliseconds(value: float) -> str:
-    return f"{value:.4g}ms"
+    return f"{value:.12g}ms"
+
+
+def rounded_up(value: float) -> float:
+    """To four digits, so that what is named as the least is enough when it is asked for."""
+    return float(UP.plus(Decimal(value)))
 
 
 @dataclass(frozen=True)
@@ -95,7 +108,7 @@ class Wanted:
     def problem(self, space: SearchSpace, latencies: Sequence["Limit"]) -> "Problem":
         asked = ((macs, self.macs), (params, self.params), (file_size, self.file_bytes), (memory, self.memory_bytes))
         own = [make(space, most) for make, most in asked if most is not None]
-        return Problem(space, [*latencies, *own], allowed(space, self.pins, self.bans))
+        return Problem(space, [*latencies, *own], allowed(space, self.pins, self.bans), " ".join(self._narrowed))
 
     def apart(self, space: SearchSpace) -> int:
         """In how many blocks networks have to differ."""
@@ -109,6 +122,12 @@ class Wanted:
         return [
             *(f"{flag} {in_millions(value)}" for flag, value in millions if value is not None),
             *(f"{flag} {in_megabytes(value)}" for flag, value in megabytes if value is not None),
+            *self._narrowed,
+        ]
+
+    @property
+    def _narrowed(self) -> list[str]:
+        return [
             *(f"--pin {text}" for text in sorted(set(self.pins))),
             *(f"--ban {text}" for text in sorted(set(self.bans))),
         ]
@@ -116,11 +135,14 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Problem:
-    """A space under limits. `allowed[k]` (candidates,) is false where a candidate of block k is out of the question."""
+    """A space under limits. `allowed[k]` (candidates,) is false where a candidate of block k is out of the question, for the
+    pins and bans of `narrowed`.
+    """
 
     space: SearchSpace
     limits: Sequence[Limit]
     allowed: Sequence[Array]
+    narrowed: str = ""
 
     def front(self, scores: Sequence[Array]) -> Front:
         """Scores against the first limit's costs, of all networks that keep to the peaks; other sums are not looked at."""
@@ -130,25 +152,27 @@ class Problem:
         return Front(front.costs, front.scores, np.stack(choices, axis=1))
 
     def best(
-        self, scores: Sequence[Array], count: int = 1, apart: int = 1, excluded: Collection[tuple[int, ...]] = ()
+        self,
+        scores: Sequence[Array],
+        count: int = 1,
+        apart: int = 1,
+        better: Collection[Choices] = (),
+        excluded: Collection[Choices] = (),
     ) -> list[Optimum]:
-        """The best networks that keep to every limit, each other than better ones in at least `apart` blocks; see `milp.best`."""
+        """The best networks that keep to every limit; see `milp.best`."""
         kept = self._kept()
         sums = [np.stack(block, axis=1) for block in zip(*(limit.costs for limit in self._sums), strict=True)]
         scores, sums, links = (_at(kept, values) for values in (scores, sums, costs.links(self.space)))
         program = Program(scores, sums, links, np.array([limit.most for limit in self._sums]))
-        there = [choices for choices in excluded if all(index in at for index, at in zip(choices, kept, strict=True))]
-        places = [tuple(int(np.searchsorted(at, index)) for at, index in zip(kept, choices, strict=True)) for choices in there]
-        return [
-            Optimum(tuple(int(at[place]) for at, place in zip(kept, found.choices, strict=True)), found.score, found.bound)
-            for found in best(program, count, apart, places)
-        ]
+        found = best(program, count, apart, _places(kept, better), _places(kept, excluded))
+        return [replace(one, choices=tuple(int(at[place]) for at, place in zip(kept, one.choices, strict=True))) for one in found]
 
     def require_feasible(self) -> None:
         """Refuse what no network can keep to, with the least there is of everything and which two limits conflict."""
         least = [self._least(limit) for limit in self.limits]
-        about = f"no network of {self.space.name} at {self.space.image_size} px fits"
-        listed = ", ".join(limit.said(value) for limit, value in zip(self.limits, least, strict=True))
+        narrowed = f" with {self.narrowed}" if self.narrowed else ""
+        about = f"no network of {self.space.name} at {self.space.image_size} px{narrowed} fits"
+        listed = ", ".join(limit.least(value) for limit, value in zip(self.limits, least, strict=True))
         alone = [limit.text for limit, value in zip(self.limits, least, strict=True) if value > limit.most]
         if alone:
             raise NothingFits(f"{about} {', '.join(alone)}; the least there is, each taken alone: {listed}")
@@ -157,7 +181,7 @@ class Problem:
             if within > other.most:
                 raise NothingFits(
                     f"{about}: {one.text} and {other.text} conflict, within the first the least of the other is "
-                    f"{other.write(within)}; the least there is, each taken alone: {listed}"
+                    f"{other.write(rounded_up(within))}; the least there is, each taken alone: {listed}"
                 )
         if len(self.limits) > 2 and not self.best([np.zeros(len(mask)) for mask in self.allowed]):
             asked = ", ".join(limit.text for limit in self.limits)
@@ -198,6 +222,14 @@ class Problem:
         front = pareto_front(*(_at(kept, values) for values in (one.costs, other.costs, costs.links(self.space))))
         best_at = front.best_within(one.most)
         return float("inf") if best_at is None else float(front.scores[best_at])
+
+
+def _places(kept: Sequence[Array], networks: Collection[Choices]) -> list[Choices]:
+    """Where the choices of each network stand among the kept ones; -1 where one is not."""
+    return [
+        tuple(int(np.searchsorted(at, index)) if index in at else -1 for at, index in zip(kept, choices, strict=True))
+        for choices in networks
+    ]
 
 
 def _at(kept: Sequence[Array], values: Sequence[Array]) -> list[Array]:

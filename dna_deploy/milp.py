@@ -59,12 +59,17 @@ class Program:
 
 
 def best(
-    program: Program, count: int = 1, apart: int = 1, excluded: Collection[tuple[int, ...]] = (), seconds: float = 60.0
+    program: Program,
+    count: int = 1,
+    apart: int = 1,
+    better: Collection[tuple[int, ...]] = (),
+    excluded: Collection[tuple[int, ...]] = (),
+    seconds: float = 60.0,
 ) -> list[Optimum]:
-    """The `count` best networks, best first, each different from better ones and the `excluded` in at least `apart` blocks.
+    """The `count` best networks, best first, each different in at least `apart` blocks from those before it and the `better`.
 
-    Fewer where there are no more, none where nothing fits. After `seconds` a network the best one found so far is taken, with
-    the bound that was proven.
+    The `excluded` themselves are not among them. Fewer where there are no more, none where nothing fits. After `seconds` a
+    network the best one found so far is taken, with the bound that was proven.
     """
     if not all(map(len, program.scores)):
         return []
@@ -75,7 +80,8 @@ def best(
     bounds = [bound - prices @ program.limits for bound in least_through(values, program.links)]
     found: list[Optimum] = []
     while len(found) < count:
-        cuts = [(choices, apart) for choices in [*excluded, *(better.choices for better in found)]]
+        before = [*better, *(one.choices for one in found)]
+        cuts = [*((choices, apart) for choices in before), *((choices, 1) for choices in excluded)]
         optimum = _next(program, bounds, cuts, seconds)
         if optimum is None:
             break
@@ -165,7 +171,11 @@ def _solve(program: Program, cuts: Sequence[tuple[Sequence[int | None], int]], s
         integrality=np.ones(starts[-1]),
         bounds=Bounds(0, 1),
         constraints=constraints,
-        options={"mip_rel_gap": 0.0, "time_limit": seconds},
+        options={
+            "mip_rel_gap": 0.0,
+            "time_limit": seconds,
+            "presolve": False,
+        },  # HiGHS lost an optimum in presolve (a test has it)
     )
     if solved.status == INFEASIBLE:
         return None

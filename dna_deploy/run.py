@@ -109,7 +109,7 @@ class Picked:
     tried_ended: str | None = None
     also: list[str] = field(default_factory=list)  # what it was held to besides, as flags
     bound: float | None = None  # no network that keeps to all of it scores below this: equal to the score where it is proven best
-    file_bytes: int | None = None  # of weights and nodes as ONNX, fp32
+    file_bytes: int | None = None  # of the ONNX file in fp32, at most
     peak_bytes: int | None = None  # of activations alive at once, one image
     schema: str = "dna-deploy/pick/1"
 

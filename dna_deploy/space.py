@@ -44,7 +44,7 @@ class Cell:
 
     @cached_property
     def labels(self) -> tuple[tuple[str, ...], ...]:
-        """What the choices of each layer are called: no two of a layer alike."""
+        """What the choices of each layer are called: no two of a layer alike, which its block requires."""
         return tuple(_told_apart(choices) for choices in self.layers)
 
 
@@ -74,6 +74,13 @@ class Block:
     cells: tuple[Cell, ...]
 
     def __post_init__(self) -> None:
+        for cell in self.cells:
+            _require(bool(cell.layers) and all(cell.layers), f"{self.name}, cell {cell.name}: a layer without ops")
+            for names in cell.labels:
+                _require(
+                    len(set(names)) == len(names),
+                    f"{self.name}, cell {cell.name}: two choices of a layer called the same: {', '.join(names)}",
+                )
         ends = {(cell.in_shape[1], cell.out_shape[1:]) for cell in self.cells}
         _require(len(ends) == 1, f"{self.name}: cells of different resolutions")
         _require(len({cell.name for cell in self.cells}) == len(self.cells), f"{self.name}: two cells of one name")
@@ -94,6 +101,11 @@ class Block:
     @property
     def size(self) -> int:
         return sum(cell.size for cell in self.cells)
+
+    @cached_property
+    def ops(self) -> tuple[Op, ...]:
+        """Every op that stands anywhere in the block, once, in the order of the network."""
+        return tuple(dict.fromkeys(op for cell in self.cells for choices in cell.layers for op in choices))
 
     @cached_property
     def candidates(self) -> tuple[Candidate, ...]:
@@ -176,8 +188,7 @@ class SearchSpace:
     @cached_property
     def ops(self) -> tuple[Op, ...]:
         """Every op that stands anywhere in the space, once, in the order of the network."""
-        places = (op for block in self.blocks for cell in block.cells for choices in cell.layers for op in choices)
-        return tuple(dict.fromkeys(places))
+        return tuple(dict.fromkeys(op for block in self.blocks for op in block.ops))
 
 
 @dataclass(frozen=True)
@@ -209,7 +220,6 @@ def _told_apart(choices: Sequence[Op]) -> tuple[str, ...]:
         alike = [other for other in choices if other.label == op.label and other.kind == op.kind]
         fields = [field.name for field in dataclasses.fields(op) if len({getattr(other, field.name) for other in alike}) > 1]
         names.append(",".join([op.label, *(f"{name}={getattr(op, name)}" for name in fields)]))
-    _require(len(set(names)) == len(names), f"two choices of a layer are called the same: {', '.join(names)}")
     return tuple(names)
 
 

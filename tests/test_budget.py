@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from dna_deploy.budget import Budget, block_costs
 from dna_deploy.errors import NothingFits, TableError
 from dna_deploy.found import architecture_at
 from dna_deploy.limits import Wanted
+from dna_deploy.plugins import find
 from dna_deploy.predictor import LatencyPredictor
 from dna_deploy.table import Header, LatencyTable, Published, appending, create
 from profilers import Measurement
@@ -19,11 +21,14 @@ from profilers import Measurement
 
 @pytest.fixture
 def predictor(tiny, tmp_path):
+    return _board(tiny, tmp_path / "board.jsonl")
+
+
+def _board(space, path):
     """A device with noise: networks are 0.9 times the sum of their ops, give or take 2 %."""
     rng = random.Random(0)
-    op_ms = {op.key: 0.1 + 0.01 * number**1.5 for number, op in enumerate(tiny.ops)}
-    networks = {arch.key: arch for arch in (sample(tiny, random.Random(seed)) for seed in range(40))}
-    path = tmp_path / "board.jsonl"
+    op_ms = {op.key: 0.1 + 0.01 * number**1.5 for number, op in enumerate(space.ops)}
+    networks = {arch.key: arch for arch in (sample(space, random.Random(seed)) for seed in range(40))}
     create(path, Header("board", "test", {"name": "board"}, {}))
     with appending(path) as out:
         for key, ms in op_ms.items():
@@ -49,6 +54,14 @@ def test_bounding_costs_are_never_below_a_networks_own_bound_and_close_to_it(tin
     for arch, total in _everything(tiny, block_costs(tiny, predictor, confidence)):
         bound = predictor.network(arch.ops, confidence).high_ms
         assert bound <= total * (1 + 1e-12) and total <= 1.02 * bound
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
+def test_bounding_costs_hold_where_blocks_share_ops(tmp_path, confidence):
+    space = find("spaces", str(Path(__file__).with_name("shared_space.py"))).at(32, 10)
+    predictor = _board(space, tmp_path / "board.jsonl")
+    for arch, total in _everything(space, block_costs(space, predictor, confidence)):
+        assert predictor.network(arch.ops, confidence).high_ms <= total * (1 + 1e-12)
 
 
 def test_more_confidence_costs_more(tiny, predictor):

@@ -50,6 +50,7 @@ def test_a_network_measured_over_the_budget_is_never_handed_out():
     done = run([1.0, 2.0, 3.0, 9.0, 9.0], 4.5, 8)
     assert done.choices != (3,) and all(tried.fits for tried in done.tried if tried.network == str(done.choices[0]))
     assert done.tried[0].network == "3" and not done.tried[0].fits
+    assert done.over == [(int(tried.network),) for tried in done.tried if not tried.fits]
 
 
 def test_the_list_ends_where_it_was_told_to():

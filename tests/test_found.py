@@ -1,6 +1,9 @@
 """From ratings and a table to the network: budgets hold, and nothing better was overlooked."""
 
+import csv
 import itertools
+import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +19,8 @@ from dna_deploy.ratings import Rating, save_ratings
 from dna_deploy.run import Run
 from dna_deploy.scores import block_scores
 from dna_deploy.space import Block, SearchSpace
-from dna_deploy.table import LatencyTable, find_table
+from dna_deploy.table import Header, LatencyTable, Published, appending, create, find_table
+from profilers import Measurement
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +108,87 @@ def test_the_rival_is_the_largest_that_fits(mobile, predictor):
         choices = [int(rng.integers(len(cost))) for cost in costs]
         if sum(cost[i] for cost, i in zip(costs, choices, strict=True)) <= 60.0:
             assert architecture_at(mobile, choices).macs <= rival.macs
+
+
+@pytest.fixture
+def board(tiny, tmp_path):
+    """A device whose networks are 0.9 times the sum of their ops, give or take 2 %, and random ratings of the tiny space."""
+    rng = random.Random(0)
+    op_ms = {op.key: rng.uniform(0.1, 0.4) for op in tiny.ops}
+    path = tmp_path / "board.jsonl"
+    create(path, Header("board", "test", {"name": "board"}, {}))
+    with appending(path) as out:
+        for key, ms in op_ms.items():
+            out.add(Published(key, ms, 0.03 * ms, 4))
+        for arch in _networks(tiny):
+            out.add(Published(arch.key, 0.9 * sum(op_ms[op.key] for op in arch.ops) * rng.gauss(1, 0.02), 0.001, 4))
+    ratings = {
+        block.name: [Rating(block.name, candidate.text, rng.uniform(0.2, 0.8), 0.0) for candidate in block.candidates]
+        for block in tiny.blocks
+        if block.size > 1
+    }
+    return LatencyPredictor(LatencyTable.load(path)), ratings
+
+
+def _networks(space):
+    return [architecture_at(space, choices) for choices in itertools.product(*(range(block.size) for block in space.blocks))]
+
+
+def _measured(monkeypatch, rng):
+    """A device at hand on which a network takes up to a tenth less or more than predicted, its bounds 1 % from that."""
+
+    def measure(table, models, about_ms):
+        ms = about_ms * rng.uniform(0.9, 1.1)
+        own = SimpleNamespace(measurement=Measurement(ms, 0.99 * ms, 1.01 * ms, ms, ms, 100, 24))
+        return {models[0].key: own}
+
+    monkeypatch.setattr("dna_deploy.found.at_hand", lambda table: True)
+    monkeypatch.setattr("dna_deploy.found.measure_whole", measure)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("confidence", [None, 0.95])
+def test_what_was_measured_as_too_slow_is_neither_named_nor_in_the_proof(
+    tiny, board, tmp_path, monkeypatch, capsys, seed, confidence
+):
+    predictor, ratings = board
+    _measured(monkeypatch, random.Random(seed))
+    costs, scores = block_costs(tiny, predictor, confidence), block_scores(tiny, ratings)
+    texts = [arch.text for arch in _networks(tiny)]
+    cost, score = (dict(zip(texts, map(sum, itertools.product(*part)), strict=True)) for part in (costs, scores))
+    budget_ms = sorted(cost.values())[len(cost) // 2]
+    run = Run(tmp_path / "run")
+    found = pick(run, tiny, ratings, [Budget(predictor, budget_ms, confidence)], 4, Wanted(top=5))
+    tried = {own.network: own for own in found.picked.tried}
+    first = found.architecture.text
+    factor = found.picked.predicted_ms / predictor.network_ms(found.architecture.ops)
+    fitting = {text for text in texts if factor * cost[text] <= budget_ms and (text not in tried or tried[text].fits)}
+    assert [arch.text for arch in found.top] == [first, *sorted(fitting - {first}, key=score.__getitem__)[:4]]
+    assert found.picked.bound == pytest.approx(min(map(score.__getitem__, fitting | {first})))
+    save_ratings(run.ratings, [row for rows in ratings.values() for row in rows], tiny)
+    picked_answer(found, confidence)
+    held_ms = found.picked.high_ms if confidence else found.picked.predicted_ms
+    what = "95% upper bound" if confidence else "latency"
+    whose = "predicted" if held_ms <= budget_ms else "measured"
+    assert f"its {whose} {what} is within the budget" in capsys.readouterr().err
+    assert whose == "predicted" or first in tried
+
+
+def test_a_front_held_to_a_bound_says_what_is_expected_too(tiny, board, tmp_path):
+    predictor, ratings = board
+    by_text = {arch.text: arch for arch in _networks(tiny)}
+    for confidence, columns in ((None, {"predicted_ms"}), (0.95, {"predicted_ms", "upper_ms"})):
+        found = pick(Run(tmp_path / "run"), tiny, ratings, [Budget(predictor, 3.0, confidence)])
+        rows = list(csv.DictReader(found.pick.front.read_text().splitlines()))
+        assert set(rows[0]) == {*columns, "score", "network"} and len(rows) == len(found.front.costs)
+        for row in rows:
+            own = predictor.network(by_text[row["network"]].ops, confidence or 0.95)
+            assert float(row["predicted_ms"]) == pytest.approx(own.ms, rel=1e-5)
+            if confidence:
+                assert own.high_ms * (1 - 1e-5) <= float(row["upper_ms"]) <= 1.02 * own.high_ms
+
+
+def test_a_budget_that_nothing_fits_is_not_said_to_have_been_measured(tiny, board, tmp_path):
+    predictor, ratings = board
+    with pytest.raises(NothingFits, match=r"no network of tiny at 32 px fits --latency board=0\.001ms; raise one of them"):
+        pick(Run(tmp_path / "run"), tiny, ratings, [Budget(predictor, 0.001)])

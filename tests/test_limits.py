@@ -1,17 +1,20 @@
 """Limits of several kinds together: the networks found, and the reasons given, against every network of a small space."""
 
 import itertools
+import math
 import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from dna_deploy import limits
 from dna_deploy.arch import Architecture
+from dna_deploy.cli._command import Amount, Bytes
 from dna_deploy.costs import sums
 from dna_deploy.errors import NothingFits, RequestError
-from dna_deploy.footprint import footprint
-from dna_deploy.limits import Limit, Problem
+from dna_deploy.footprint import file_bytes, footprint
+from dna_deploy.limits import Limit, Problem, Wanted, rounded_up
 from dna_deploy.pins import allowed
 
 
@@ -24,7 +27,7 @@ def _networks(space):
         except RequestError:
             continue
         prints = [footprint(op) for op in arch.ops]
-        figures = arch.macs, arch.params, sum(p.file_bytes for p in prints), max(p.peak_bytes for p in prints)
+        figures = arch.macs, arch.params, file_bytes(arch.ops, 10), max(p.peak_bytes for p in prints)
         found.append((choices, figures))
     return found
 
@@ -87,8 +90,42 @@ def test_what_fits_nothing_is_told_with_the_least_there_is(widths, networks):
     with pytest.raises(NothingFits) as caught:
         _problem(widths, least[0] - 1, 1e9, 1e9, least[3] - 1).require_feasible()
     said = str(caught.value)
-    assert "--params" in said and "fits --macs" in said and f"--memory {least[3] / 1e6:.4g}MB" in said
-    assert f"--macs {least[0] / 1e6:.4g}M" in said and "\n" not in said
+    assert f"fits --macs {(least[0] - 1) / 1e6}M, --memory {(least[3] - 1) / 1e6}MB; " in said and "\n" not in said
+    named = re.findall(r"(--[a-z-]+) ([0-9.]+)(MB?)", said.split("each taken alone: ")[1])
+    assert [flag for flag, _, _ in named] == ["--macs", "--params", "--file-size", "--memory"]
+    most = [(Amount() if unit == "M" else Bytes()).convert(value + unit, None, None) for _, value, unit in named]
+    assert all(value <= enough <= 1.001 * value for value, enough in zip(least, most, strict=True))
+    for k in range(4):
+        _problem(widths, *(most[k] if k == at else 1e9 for at in range(4))).require_feasible()
+
+
+@pytest.mark.parametrize("value", [1400100, 1400400, 9999, 99999, 1234001, 8604800.5, 0.1 + 0.2, 1401000, 100000001])
+def test_the_least_is_rounded_up_to_four_digits(value):
+    enough = Fraction(rounded_up(value))
+    step = 10 ** (Fraction(math.floor(math.log10(value))) - 3)
+    assert 0 <= enough - Fraction(value) < step and abs(enough / step - round(enough / step)) < Fraction(1, 10**9)
+
+
+@pytest.mark.parametrize("unit", ["k", "M", "G"])
+def test_an_amount_is_what_its_digits_say(unit):
+    for digits in range(1000, 10000, 7):
+        assert Amount().convert(f"{digits // 1000}.{digits % 1000:03}{unit}", None, None) == digits * Amount.units[unit] // 1000
+
+
+def test_budgets_are_written_as_they_were_asked():
+    assert Wanted(1400400.0, 5e6, 10 * 2**20, 2.5e6).texts == [
+        "--macs 1.4004M", "--params 5M", "--file-size 10.48576MB", "--memory 2.5MB",
+    ]  # fmt: skip
+    assert Wanted(macs=1400100.0).texts == ["--macs 1.4001M"]
+
+
+def test_pins_and_bans_are_named_with_what_fits_nothing(tiny):
+    least = min(
+        limits.macs(tiny, 1.0).of(choices) for choices in itertools.product(*(range(block.size) for block in tiny.blocks))
+    )
+    Wanted(macs=least).problem(tiny, []).require_feasible()
+    with pytest.raises(NothingFits, match=r"no network of tiny at 32 px with --pin b1=d2 --ban k3e1 fits --macs"):
+        Wanted(macs=least, pins=("b1=d2",), bans=("k3e1",)).problem(tiny, []).require_feasible()
 
 
 def _pair(space, one, other, peak=False):

@@ -74,8 +74,11 @@ def test_an_unsound_space_is_refused_in_one_line():
         SearchSpace("s", 8, 10, (one, one, head))
     with pytest.raises(RequestError, match=r"head puts out \(10,\) class scores, the data has 4 classes"):
         SearchSpace("s", 8, 4, (one, head))
-    with pytest.raises(RequestError, match="called the same"):
-        Block("b1", (Cell("d1", ((Conv(8, 8, 8, 3), Conv(8, 8, 8, 3)),)),)).candidate("d1: conv3")
+    with pytest.raises(RequestError, match=r"b1, cell d1: two choices of a layer called the same: conv3, conv3$"):
+        Block("b1", (Cell("d1", ((Conv(8, 8, 8, 3), Conv(8, 8, 8, 3)),)),))
+    for layers in ((), ((),), ((Conv(8, 8, 8, 3),), ())):
+        with pytest.raises(RequestError, match=r"b1, cell d1: a layer without ops$"):
+            Block("b1", (Cell("d1", layers),))
 
 
 def test_tiny_by_hand(tiny):

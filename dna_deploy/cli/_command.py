@@ -7,6 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -24,6 +25,24 @@ _UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 POSITIVE = click.IntRange(min=1)
 
 
+def scaled(text: str, unit: float) -> float:
+    """A number in its unit, rounded once: 1.401M is 1401000 and not a bit less. Infinite where it is too large."""
+    return float(Decimal(text) * Decimal(unit))
+
+
+class Confidence(click.FloatRange):
+    """A probability from 0.5 up to but not 1; a plain FloatRange lets nan through."""
+
+    def __init__(self) -> None:
+        super().__init__(0.5, 1, max_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found = float(super().convert(value, param, ctx))
+        if math.isnan(found):
+            self.fail(f"{value} is not in the range 0.5<=x<1.", param, ctx)
+        return found
+
+
 class Latency(click.ParamType[float]):
     """A latency with its unit, in milliseconds: 80ms, 1.5ms, 0.08s, 250us."""
 
@@ -36,9 +55,10 @@ class Latency(click.ParamType[float]):
         if match is None or match[2] not in _UNITS_MS:
             hint = f"; did you mean {match[1]}ms?" if match and not match[2] else ""
             self.fail(f"{value!r} has no unit I know; expected for example 80ms, 1.5ms or 0.08s{hint}", param, ctx)
-        if float(match[1]) <= 0:
-            self.fail(f"{value!r}: a latency must be greater than zero", param, ctx)
-        return float(match[1]) * _UNITS_MS[match[2]]
+        found = scaled(match[1], _UNITS_MS[match[2]])
+        if not 0 < found < math.inf:
+            self.fail(f"{value!r}: a latency must be greater than zero, and finite", param, ctx)
+        return found
 
 
 class DeviceLatency(click.ParamType[tuple[str | None, float]]):
@@ -66,9 +86,10 @@ class Amount(click.ParamType[float]):
         if isinstance(value, float):
             return value
         match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", str(value).strip())
-        if match is None or match[2] not in self.units or float(match[1]) <= 0:
+        found = scaled(match[1], self.units[match[2]]) if match and match[2] in self.units else 0.0
+        if not 0 < found < math.inf:
             self.fail(f"{value!r} is no {self.name} I know; expected for example {self.example}", param, ctx)
-        return float(match[1]) * self.units[match[2]]
+        return found
 
 
 class Bytes(Amount):
@@ -118,9 +139,10 @@ class Duration(click.ParamType[float]):
         if isinstance(value, float):
             return value
         match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(s|min)", str(value).strip())
-        if match is None or float(match[1]) <= 0:
+        found = scaled(match[1], 60 if match[2] == "min" else 1) if match else 0.0
+        if not 0 < found < math.inf:
             self.fail(f"{value!r} is no time; expected for example 90s or 2min", param, ctx)
-        return float(match[1]) * (60 if match[2] == "min" else 1)
+        return found
 
 
 def given() -> set[str]:

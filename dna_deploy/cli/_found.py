@@ -21,10 +21,11 @@ def picked_answer(found: Found, confidence: float | None) -> dict[str, Any]:
     say(f"{found.architecture.text}")
     if picked.tried_ended:
         _tried(picked)
-    sure = f"its {confidence:.0%} upper bound is within the budget" if confidence else "expected; --confidence 0.95 holds a bound"
     answers: list[Picked | Beside] = [picked, *picked.others]
-    for one in answers:
-        each = f", each with {confidence:.0%}" if confidence else ""
+    measured = next((own.measured_ms for own in picked.tried if own.fits and own.network == found.architecture.text), None)
+    for number, one in enumerate(answers):
+        sure = _sure(one, confidence, measured is not None and measured[number] is not None)
+        each = f", each with {100 * confidence:g}%" if confidence else ""
         bounds = f"{one.low_ms:.3g} to {one.high_ms:.3g} ms{each}" if one.high_ms else "no interval known"
         say(f"predicted {one.predicted_ms:.3g} ms ({bounds}) on {one.device}, budget {one.budget_ms:g} ms: {sure}")
     say(f"the Pareto front has {len(found.front.costs)} networks: {found.pick.front}")
@@ -86,6 +87,15 @@ def reported(pick: Pick) -> dict[str, Any]:
     page = write_report(pick)
     say(f"all of it on one page: {page}")
     return {"report": str(page)}
+
+
+def _sure(one: Picked | Beside, confidence: float | None, measured: bool) -> str:
+    """Which of its figures keeps to the budget: what was predicted, or what was measured before it was picked."""
+    what, kept = (f"{100 * confidence:g}% upper bound", one.high_ms) if confidence else ("latency", one.predicted_ms)
+    hint = "" if confidence else "; --confidence 0.95 holds a bound"
+    if kept is not None and kept <= one.budget_ms:
+        return f"its predicted {what} is within the budget{hint}"
+    return f"its {'measured' if measured else 'predicted'} {what} is {'within' if measured else 'over'} the budget{hint}"
 
 
 def _proof(picked: Picked) -> str:

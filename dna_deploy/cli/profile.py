@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from dna_deploy.cli._command import POSITIVE, Duration, Share, command, given, require_only
+from dna_deploy.cli._command import POSITIVE, Confidence, Duration, Share, command, given, require_only
 
 
 @command(device="The device", space="What is measured", model="Instead of that")
@@ -38,7 +38,7 @@ from dna_deploy.cli._command import POSITIVE, Duration, Share, command, given, r
 @click.option("--model", type=click.Path(path_type=Path), help="Measure this ONNX file beside its prediction, and stop.")
 @click.option(
     "--confidence",
-    type=click.FloatRange(0.5, 1, max_open=True),
+    type=Confidence(),
     help="With --model: of the prediction's interval; 0.95 if left out.",
 )
 @click.option("--extrapolate", is_flag=True, help="With --model: guess ops outside what was measured too, marked so.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dna_deploy.cli._command import POSITIVE, Amount, Bytes, DeviceLatency, command
+from dna_deploy.cli._command import POSITIVE, Amount, Bytes, Confidence, DeviceLatency, command
 from dna_deploy.torchrun import RANK, WORLD
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option("--device", help="Device or table the budget is for; the one profiled last if left out.")
 @click.option(
     "--confidence",
-    type=click.FloatRange(0.5, 1, max_open=True),
+    type=Confidence(),
     help="Hold the budget to the upper bound of this confidence, such as 0.95; to the expected latency if left out.",
 )
 @click.option(
