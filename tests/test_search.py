@@ -103,6 +103,31 @@ def test_why_a_teacher_is_fine_tuned_is_said(rated, monkeypatch, capsys, tmp_pat
     assert "its classes differ" not in said
 
 
+def test_a_fine_tuning_goes_on_only_with_the_teacher_it_was_begun_with(rated, monkeypatch, workdir):
+    own, (_, source, space) = Path("own.py"), rated
+    own.write_text(Path(OWN).read_text())
+    run, parts = open_run("r", replace(rated[0].asked, teacher="own.py", teacher_epochs=2)), split(source)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("dna_deploy.distill.Watch.add", interrupted)
+        search.prepare_teacher(run, source, parts, space)
+    assert not run.teacher_training.exists()  # no epoch was whole
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("dna_deploy.train.accuracy", interrupted)
+        search.prepare_teacher(run, source, parts, space)
+    own.write_text(Path(OWN).read_text() + "# edited")
+    with pytest.raises(RunError, match=r"teacher-training.safetensors: begun with sha256 of own\.py = "):
+        search.prepare_teacher(run, source, parts, space)
+    own.write_text(Path(OWN).read_text())
+    search.prepare_teacher(run, source, parts, space)
+    own.write_text(Path(OWN).read_text() + "# edited")
+    with pytest.raises(RunError, match=r"^own\.py: was edited since runs/r was made with it"):
+        search.prepare_teacher(run, source, parts, space)
+
+
 STAGES = [
     ("search.prepare_teacher", "before"),
     ("train.save_checkpoint", "after"),  # of an epoch
