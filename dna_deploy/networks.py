@@ -75,7 +75,6 @@ def with_classes(module: Any, classes: int) -> "tuple[nn.Module, bool]":
 def _timm(name: str, weights: Path | None, advice: str, largest_bytes: int | None) -> Network:
     import timm
     import torch
-    from timm.data import resolve_model_data_config
 
     import dna_deploy.zoo  # noqa: F401  makes the published networks known to timm
 
@@ -98,12 +97,19 @@ def _timm(name: str, weights: Path | None, advice: str, largest_bytes: int | Non
         origin = weights.name if weights else "packaged"
     else:
         module, origin = _downloaded(name, advice), "timm"
+    preprocessing, image_size, framing = expected(name, module)
+    return Network(module.eval(), preprocessing, image_size, framing, origin, origin != "random")
+
+
+def expected(name: str, module: "nn.Module") -> tuple[Preprocessing, int, Framing]:
+    """What a model of timm's expects of its images: their colours, side and framing."""
+    from timm.data import resolve_model_data_config
+
     config = resolve_model_data_config(module)
     if config["crop_mode"] != "center":
         say(f"{name}: timm's crop mode for it is {config['crop_mode']}; here the shorter side is scaled and the centre cut out")
     framing = Framing(min(config["crop_pct"], 1.0), config["interpolation"])
-    preprocessing = Preprocessing(tuple(config["mean"]), tuple(config["std"]))
-    return Network(module.eval(), preprocessing, config["input_size"][-1], framing, origin, origin != "random")
+    return Preprocessing(tuple(config["mean"]), tuple(config["std"])), config["input_size"][-1], framing
 
 
 def _downloaded(name: str, advice: str) -> "nn.Module":

@@ -63,18 +63,19 @@ def search(
     wanted.problem(space, [budget.limit(space) for budget in budgets]).require_feasible()
     if measure_top:
         require_measurable(budgets, measure_top)
+    parts = split(source)
     if how:
         from dna_deploy.machine import CPU
         from dna_deploy.train import require_recipe
 
-        require_recipe(how, Images(source, [], asked.image_size), replace(CPU, world=WORLD))
+        require_recipe(how, Images(source, parts.train, asked.image_size), replace(CPU, world=WORLD))
     run = open_run(name, asked)
     run.require_teacher()
     if not run.ratings.exists():
         from dna_deploy.distill import require_parts
         from dna_deploy.machine import CPU
 
-        require_parts(space, distillation(asked), asked.distill_batch, replace(CPU, world=WORLD))
+        require_parts(space, distillation(asked), min(asked.distill_batch, len(parts.train)), replace(CPU, world=WORLD))
         (rate or rate_all)(run, source, space)
     if weigh:
         weigh(run, space)

@@ -1,12 +1,16 @@
 """A published network trained by its name with the published recipe, and what is refused."""
 
 import dataclasses
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from dna_deploy.errors import RequestError, RunError, TeacherError
+from dna_deploy.data import Framing
+from dna_deploy.errors import DataError, RequestError, RunError, TeacherError
 from dna_deploy.named import train_named
 from dna_deploy.original import Asked, from_model
 from dna_deploy.recipe import Training, recipe
@@ -65,6 +69,61 @@ def test_a_training_that_is_not_done_goes_on_only_as_it_was_begun(stripes, tmp_p
     assert (tmp_path / "run" / "training.safetensors").read_bytes() == kept
     monkeypatch.setattr("dna_deploy.train.save_checkpoint", lambda *_: pytest.fail("an epoch was trained again"))
     assert train_named(name, *asked, how, amp=None).training == how
+
+
+def test_the_accuracy_claimed_is_that_of_the_images_dna_export_shows(stripes, tmp_path, monkeypatch):
+    """timm states a crop of 0.95 for resnet18, which is what both look at."""
+    from click.testing import CliRunner
+
+    from dna_deploy.cli.train import main
+
+    monkeypatch.chdir(tmp_path)
+    Path("own.toml").write_text("inherit = false\nteacher_share = 0.0\nfeature_share = 0.0\nepochs = 1\n")
+    flags = [
+        "resnet18",
+        "--recipe",
+        "own.toml",
+        "--data",
+        "x/stripes",
+        "--data-root",
+        stripes,
+        "--image-size",
+        "32",
+        "--run",
+        "r",
+    ]
+    shown = []
+    monkeypatch.setattr("dna_deploy.train.logits_of", lambda model, test, _: shown.append(test) or torch.eye(2)[test.labels])
+    done = CliRunner().invoke(main, flags)
+    assert done.exit_code == 0, done.output
+    assert [test.framing for test in shown] == [Framing(0.95, "bicubic")]
+    said = next(line for line in done.output.splitlines() if line.startswith("next: "))
+    assert said == (
+        "next: dna-export --model resnet18 --weights runs/r/weights.safetensors --data x/stripes --image-size 32 "
+        f"--data-root {stripes}"
+    )
+    asked = Asked("resnet18", Path("runs/r/weights.safetensors"), "x/stripes", stripes, 32)
+    exported = from_model(asked)
+    pixels = exported.test.at(range(exported.test.count))
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in (exported.contract.mean, exported.contract.std))
+    tested = (shown[0].batch(range(len(shown[0]))).numpy() / 255 - mean) / std
+    np.testing.assert_allclose(pixels, tested, atol=1e-5)
+
+
+def test_other_data_of_the_same_name_are_other_data(stripes, tmp_path):
+    """A torchvision data set is named alike wherever it lies; and images may change where they lie."""
+    how = Training(inherit=False, epochs=1, teacher_share=0, feature_share=0)
+    copy = tmp_path / "copy"
+    shutil.copytree(stripes, copy)
+    asked = ("mobilenetv3_small_050", "x/stripes")
+    done = train_named(*asked, stripes, 32, tmp_path / "run", how, amp=None)
+    assert done.data_root == stripes
+    with pytest.raises(RunError, match=f"was trained with data_root = {stripes}, now asked for {copy}; choose another --run"):
+        train_named(*asked, str(copy), 32, tmp_path / "run", how, amp=None)
+    train_named(*asked, str(copy), 32, tmp_path / "other", how, amp=None)
+    (copy / "along" / "0.png").rename(copy / "across" / "0 of along.png")
+    with pytest.raises(DataError, match=r"classes, labels or file names of .*copy changed since it was split; restore the data"):
+        train_named(*asked, str(copy), 32, tmp_path / "other", how, amp=None)
 
 
 def test_a_file_is_no_folder_to_train_in(stripes, tmp_path):

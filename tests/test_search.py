@@ -187,6 +187,9 @@ def test_another_training_of_the_network_is_kept_aside_and_taken_up_again(finish
         ({}, replace(HOW, augmentation="nope"), 0, 'augmentation = "nope"'),
         ({}, HOW, 3, "--measure-top 3: pixel1 cannot be measured"),
         ({"distill_batch": 64, "accumulate": 16}, Training(accumulate=16), 0, "16 images in 16 parts.* a larger --batch"),
+        # of 1,797 digits 1,146 are trained on
+        ({}, Training(batch=2048, mixup=0.2, accumulate=4), 0, "mixup pairs images: a batch of 1146 in 4 parts"),
+        ({"distill_batch": 2048, "accumulate": 600}, None, 0, "a batch of 1146 images in 600 parts.* larger --distill-batch"),
         ({"distill_batch": 4, "fair": True}, None, 0, r"4 images in \d+ parts.* a larger --distill-batch"),
     ],
 )

@@ -177,6 +177,24 @@ def test_mixup_pairs_the_images_of_each_part(parts, tmp_path):
         train(network(), parts[0], HALF, dataclasses.replace(how, accumulate=2), tmp_path / "y.safetensors", "y")
 
 
+def test_a_batch_larger_than_the_data_takes_the_steps_of_one_of_all_images(parts, tmp_path):
+    few, found = Images(parts[0].source, parts[0].indices[:16], 16), []
+    for batch, rate in ((64, 0.002), (16, 0.001)):  # AdamW: half the root for a quarter of the batch
+        net = network()
+        train(net, few, HALF, Training(epochs=3, batch=batch, learning_rate=rate), tmp_path / f"{batch}.safetensors", "x")
+        found.append(net.state_dict())
+    assert all(torch.equal(weight, found[1][name]) for name, weight in found[0].items())
+
+
+def test_a_recipe_is_judged_by_the_batch_that_there_are_images_for(parts):
+    few = Images(parts[0].source, parts[0].indices[:33], 16)
+    with pytest.raises(RequestError, match="a batch of 33 in 1 parts leaves some over"):
+        require_recipe(Training(batch=64, mixup=0.2), few, CPU)
+    with pytest.raises(RequestError, match="a batch of 33 images in 17 parts: expected two images a part"):
+        require_recipe(Training(batch=64, accumulate=17), few, CPU)
+    require_recipe(Training(batch=32, mixup=0.2), few, CPU)
+
+
 def test_parts_of_a_batch_give_the_gradient_of_the_whole(parts, tmp_path):
     """Exactly where nothing is computed over the batch, as BatchNorm does; 10 images in 4 parts are of two sizes."""
     images, _ = parts

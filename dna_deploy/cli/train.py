@@ -1,5 +1,6 @@
 """dna-train: train a network by its name, from random weights and by a recipe."""
 
+import shlex
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from typing import Any
@@ -53,7 +54,9 @@ def main(
     if done is None:  # a process beside the first
         return {}
     say(f"{folder}: {done.test_accuracy:.2%} of {done.test_images} test images")
-    say(f"next: dna-export --model {network} --weights {folder / 'weights.safetensors'} --data {data}")
+    flags = ["--weights", str(folder / "weights.safetensors"), "--data", data, "--image-size", str(image_size)]
+    flags += ["--data-root", data_root] if data_root else []
+    say(f"next: dna-export --model {network} {shlex.join(flags)}")
     return {"folder": str(folder), **asdict(done)}
 
 
