@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dna_deploy.data import Images, load_split, save_split, split
 from dna_deploy.errors import RequestError, RunError
@@ -9,6 +10,9 @@ from dna_deploy.files import disk_errors, read_json, write_json
 from dna_deploy.progress import say
 from dna_deploy.recipe import Training
 from dna_deploy.sources import open_source
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,8 @@ def train_named(
     from dna_deploy.checkpoint import difference, save_tensors
     from dna_deploy.machine import this_machine
     from dna_deploy.networks import expected
-    from dna_deploy.teacher import require_scores
-    from dna_deploy.train import accuracy, logits_of, train
+    from dna_deploy.teacher import require_scores, require_scores_while_training
+    from dna_deploy.train import accuracy, logits_of, require_recipe, train
 
     if how.inherit or how.guided:
         raise RequestError(f"{network} alone has no blocks to inherit from and no teacher: take --recipe scratch, or one like it")
@@ -66,10 +70,12 @@ def train_named(
         machine.told()
     parts = load_split(parted, source)
     torch.manual_seed(how.seed)
-    model = timm.create_model(network, num_classes=len(source.classes)).to(machine.device)
+    model = _created(network, len(source.classes), how.drop_connect).to(machine.device)
     require_scores(model, image_size, len(source.classes))
+    require_scores_while_training(model, image_size)
     preprocessing, _, framing = expected(network, model)
     images, test = Images(source, parts.train, image_size), Images(source, parts.test, image_size, framing)  # as dna-export tests
+    require_recipe(how, images, machine)
     say(f"{network}: {how.epochs} epochs on {len(images)} images in batches of {min(how.batch, len(images))}")
     partial = folder / "training.safetensors"
     train(model, images, preprocessing, how, partial, f"training {network}", machine=machine, named=named)
@@ -81,3 +87,23 @@ def train_named(
     write_json(report, done)
     partial.unlink(missing_ok=True)
     return done
+
+
+def _created(network: str, classes: int, rate: float) -> "nn.Module":
+    """timm's, with random weights; how often it leaves out branches is the recipe's to say."""
+    import timm
+    import torch
+    from timm.layers import DropPath
+
+    from dna_deploy.zoo import drop_connect
+
+    drawn = torch.get_rng_state()
+    try:
+        model: nn.Module = timm.create_model(network, num_classes=classes, drop_path_rate=rate)
+    except TypeError:  # it knows no such rate
+        torch.set_rng_state(drawn)
+        model = timm.create_model(network, num_classes=classes)
+    drop_connect(model, rate)
+    if rate and not any(isinstance(part, DropPath) and part.drop_prob for part in model.modules()):
+        raise RequestError(f"drop_connect = {rate}: {network} has no branches that timm leaves out; take a recipe with 0 there")
+    return model

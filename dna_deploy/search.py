@@ -192,7 +192,7 @@ def fine_tuned(run: Run, source: Source, parts: Split, space: SearchSpace) -> "t
     """The teacher with trained weights, fine-tuned where they are not of these classes."""
     import torch
 
-    from dna_deploy.teacher import Teacher, create, cut, require_scores
+    from dna_deploy.teacher import Teacher, create, cut, require_scores, require_scores_while_training
     from dna_deploy.train import train
 
     asked, machine = run.asked, machine_of(run)
@@ -207,6 +207,7 @@ def fine_tuned(run: Run, source: Source, parts: Split, space: SearchSpace) -> "t
     model.to(machine.device)
     if untaught:
         say(f"teacher {asked.teacher}: {untaught}, fine-tuning it on {len(parts.train)} images")
+        require_scores_while_training(model, asked.image_size)
         usual = Training(epochs=asked.teacher_epochs, batch=32, learning_rate=1e-3, seed=asked.seed)
         how = replace(usual.at(max(32, asked.distill_batch)), accumulate=asked.accumulate)
         machine.tell(run=str(run.folder), stage="teacher")

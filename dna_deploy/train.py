@@ -119,9 +119,11 @@ def train(
 
 
 def require_recipe(how: Training, images: Images, machine: Machine) -> None:
-    """Refuse now what `train` would refuse of a recipe, later; no image is opened."""
+    """Refuse now what would end `train`, or its first checkpoint; no image is opened."""
     _require_parts(how.at(min(how.batch, len(images))), machine)
-    _optimizer(nn.BatchNorm2d(1), how, 1)  # whose weights are not drawn
+    tried = nn.ParameterList([torch.ones(2, 2)])
+    if not _kept(_optimizer(tried, how, 1)[0], tried[0]):
+        raise RequestError(f'optimizer = "{how.optimizer}": keeps lists, which no checkpoint holds; expected another')
     if how.augmentation != "shift":
         Crops(images, how.augmentation, how.color_jitter)
 
@@ -175,6 +177,17 @@ def _optimizer(trained: nn.Module, how: Training, steps: int) -> tuple[torch.opt
     if schedule is None:
         raise RequestError(f'schedule = "{how.schedule}": timm has none of that name; expected cosine, step, ...')
     return optimizer, schedule
+
+
+def _kept(optimizer: torch.optim.Optimizer, weight: torch.Tensor) -> bool:
+    """Whether a checkpoint holds what this optimizer keeps of its one weight."""
+    weight.grad = torch.ones_like(weight)
+    with torch.random.fork_rng():
+        try:
+            optimizer.step()
+        except RuntimeError:  # of a GPU only: apex and bitsandbytes, whose states are tensors
+            return True
+    return not any(isinstance(value, list) for state in optimizer.state_dict()["state"].values() for value in state.values())
 
 
 def _varied(

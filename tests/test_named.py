@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
+from timm.layers import DropPath
 
 from dna_deploy.data import Framing
 from dna_deploy.errors import DataError, RequestError, RunError, TeacherError
-from dna_deploy.named import train_named
+from dna_deploy.named import _created, train_named
 from dna_deploy.original import Asked, from_model
 from dna_deploy.recipe import Training, recipe
 
@@ -135,6 +137,37 @@ def test_a_file_is_no_folder_to_train_in(stripes, tmp_path):
 def test_a_network_of_a_fixed_input_size_is_refused_before_it_is_trained(stripes, tmp_path):
     with pytest.raises(TeacherError, match=r"does not take images of 32 px \(Input height \(32\)"):
         train_named("vit_tiny_patch16_224", stripes, None, 32, tmp_path / "run", recipe("scratch"), amp=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "largest"),
+    [
+        ("vit_tiny_patch16_224", 0.2, 0.2),  # whose branches are made to be left out only where a rate is given
+        ("swin_tiny_patch4_window7_224", 0.0, 0.0),  # 0.1 if nobody says
+        ("swin_tiny_patch4_window7_224", 0.3, 0.3),
+        ("efficientnet_b0", 0.2, 0.2),
+        ("repvit_m0_9", 0.0, 0.0),
+    ],
+)
+def test_branches_are_left_out_as_the_recipe_says(name, rate, largest):
+    rates = [part.drop_prob for part in _created(name, 2, rate).modules() if isinstance(part, DropPath)]
+    assert max(rates, default=0.0) == pytest.approx(largest)
+
+
+def test_weights_are_drawn_as_they_are_without_a_rate():
+    for name in ("repvit_m0_9", "resnet18"):  # timm's own take none, and one
+        torch.manual_seed(0)
+        plain = timm.create_model(name, num_classes=2).state_dict()
+        torch.manual_seed(0)
+        assert all(torch.equal(weight, plain[part]) for part, weight in _created(name, 2, 0.0).state_dict().items())
+
+
+def test_a_network_of_which_nothing_can_be_left_out_is_refused(stripes, tmp_path):
+    for name in ("repvit_m0_9", "vgg11"):
+        with pytest.raises(
+            RequestError, match=rf"drop_connect = 0\.2: {name} has no branches that timm leaves out; take a recipe"
+        ):
+            train_named(name, stripes, None, 32, tmp_path / "run", recipe("scratch"), amp=None)
 
 
 def test_a_network_alone_has_nothing_to_inherit(stripes, tmp_path):

@@ -170,6 +170,17 @@ def test_a_recipe_that_cannot_be_followed_is_refused(parts, tmp_path, field, val
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore")  # of torch.compile, which kron asks for
+def test_an_optimizer_that_no_checkpoint_holds_is_refused(parts):
+    """kron keeps lists of tensors; others of every kind that timm has are none of those."""
+    with pytest.raises(RequestError, match='optimizer = "kron": keeps lists, which no checkpoint holds; expected another'):
+        require_recipe(Training(optimizer="kron"), parts[0], CPU)
+    drawn = torch.get_rng_state()
+    for name in ("sgd", "AdamW", "rmsproptf", "lamb", "lookahead_adamw", "adafactor", "muon"):
+        require_recipe(Training(optimizer=name), parts[0], CPU)
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
 def test_mixup_pairs_the_images_of_each_part(parts, tmp_path):
     how = Training(batch=18, accumulate=3, mixup=0.2, augmentation="crop", epochs=1)
     train(network(), Images(parts[0].source, parts[0].indices[:18], 16), HALF, how, tmp_path / "x.safetensors", "x")
