@@ -40,7 +40,7 @@ class Split:
 
 
 def split(source: Source, seed: int = 0) -> Split:
-    """A stratified split; always the same for the same labels and seed."""
+    """A stratified split, with one image of every class at least in each part; always the same for the same labels and seed."""
     from sklearn.model_selection import train_test_split
 
     everything, labels = range(len(source.labels)), source.labels
@@ -56,6 +56,11 @@ def split(source: Source, seed: int = 0) -> Split:
         kinds = [labels[i] for i in indices]
         size = max(round(share * len(indices)), len(set(labels)))
         rest, part = train_test_split(list(indices), test_size=size, stratify=kinds, random_state=seed)
+        for rare in sorted(set(kinds) - {labels[i] for i in part}):  # its share is less than an image: one for one of the most
+            there = Counter(labels[i] for i in part)
+            most = max(sorted(there), key=there.__getitem__)
+            into, out = (next(i for i in some if labels[i] == kind) for some, kind in ((rest, rare), (part, most)))
+            rest[rest.index(into)], part[part.index(out)] = out, into
         return sorted(rest), sorted(part)
 
     if source.fixed_test:
