@@ -192,7 +192,7 @@ def _indexed(part: Any) -> tuple[Callable[[int], Any], list[int]]:
 
     from PIL import Image
 
-    reader = getattr(part, "reader", None)
+    reader: Any = getattr(part, "reader", None)
     if hasattr(reader, "iter_targets"):  # Hugging Face: `part[i]` would be the next image where this one cannot be read
         labels = [int(label) for label in reader.iter_targets()]
         return lambda i: _opened(reader[i][0], reader.filename(i) or f"image {i}"), labels
