@@ -44,7 +44,7 @@ class Crops(Dataset[torch.Tensor]):
 def crops(varied: Crops, batches: Sequence[Sequence[int]], seed: int, device: torch.device) -> Iterator[torch.Tensor]:
     """A uint8 batch for each list of places; for a GPU made ahead by processes beside it, into pinned memory."""
     gpu = device.type == "cuda"
-    items = [[(place, seed * len(varied.images) + place) for place in places] for places in batches]
+    items = [[(place, (seed * len(varied.images) + place) % 2**64) for place in places] for places in batches]
     workers = min(8, os.cpu_count() or 1) if gpu else 0
     loader: DataLoader[torch.Tensor] = DataLoader(varied, batch_sampler=items, num_workers=workers, pin_memory=gpu)
     return (batch.to(device, non_blocking=True) for batch in loader)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dna_deploy.errors import DataError
 from dna_deploy.files import read_json, write_json
-from dna_deploy.sources import Source
+from dna_deploy.sources import Source, rgb
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +40,7 @@ class Split:
 
 
 def split(source: Source, seed: int = 0) -> Split:
-    """A stratified split; always the same for the same labels and seed."""
+    """A stratified split, with one image of every class at least in each part; always the same for the same labels and seed."""
     from sklearn.model_selection import train_test_split
 
     everything, labels = range(len(source.labels)), source.labels
@@ -56,6 +56,11 @@ def split(source: Source, seed: int = 0) -> Split:
         kinds = [labels[i] for i in indices]
         size = max(round(share * len(indices)), len(set(labels)))
         rest, part = train_test_split(list(indices), test_size=size, stratify=kinds, random_state=seed)
+        for rare in sorted(set(kinds) - {labels[i] for i in part}):  # its share is less than an image: one for one of the most
+            there = Counter(labels[i] for i in part)
+            most = max(sorted(there), key=there.__getitem__)
+            into, out = (next(i for i in some if labels[i] == kind) for some, kind in ((rest, rare), (part, most)))
+            rest[rest.index(into)], part[part.index(out)] = out, into
         return sorted(rest), sorted(part)
 
     if source.fixed_test:
@@ -151,7 +156,7 @@ class Images:
         except OSError as error:  # PIL's errors descend from it
             raise DataError(f"{error or 'an image cannot be read'}; remove or replace the file") from error
         try:
-            return _rgb(image)
+            return rgb(image)
         except (OSError, ValueError) as error:
             name = getattr(image, "filename", "") or f"image {index} of {self.source.name}"
             raise DataError(f"{name}: {error}; convert or remove it") from error
@@ -169,18 +174,6 @@ class Images:
         image = image.crop((left, top, left + self.size, top + self.size))
         pixels: np.ndarray[Any, Any] = np.asarray(image).transpose(2, 0, 1)
         return pixels
-
-
-def _rgb(image: Any) -> Any:
-    """8 bits a channel. Pillow's own conversion cuts 16 bits off at 255, which is white, and makes floats of 0..1 black."""
-    import numpy as np
-    from PIL import Image
-
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode}, which may be of any range; expected 8 or 16 bits a channel")
-    return image.convert("RGB")
 
 
 def _stack(arrays: "list[np.ndarray[Any, Any]]") -> "np.ndarray[Any, Any]":

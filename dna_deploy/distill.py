@@ -107,8 +107,10 @@ def distill(supernet: Supernet, lessons: Lessons, how: Distillation, checkpoint:
 
     A checkpoint that was begun otherwise, or in a space that was edited since, is refused.
     """
-    require_parts(supernet.space, how, min(how.batch, len(lessons)), machine)
-    optimizer = torch.optim.AdamW(supernet.parameters(), how.learning_rate, weight_decay=how.weight_decay, fused=machine.fused)
+    batch = min(how.batch, len(lessons))
+    rate = how.learning_rate * math.sqrt(batch / how.batch)  # of Adam: Malladi et al., NeurIPS 2022
+    require_parts(supernet.space, how, batch, machine)
+    optimizer = torch.optim.AdamW(supernet.parameters(), rate, weight_decay=how.weight_decay, fused=machine.fused)
     asked = {"space": f"{supernet.space.name}#{supernet.space.sha256[:8]}", **asdict(how)}
     first = resume(checkpoint, supernet, optimizer, asked)
     if first >= how.epochs:
@@ -126,7 +128,7 @@ def distill(supernet: Supernet, lessons: Lessons, how: Distillation, checkpoint:
             own = shares(batches, machine, how.accumulate, how.seed, epoch * steps)
             taught = lessons.batches([part for parts in own for part in parts])
             for at, (places, parts) in enumerate(zip(batches, own, strict=True), epoch * steps):
-                set_rate(optimizer, how.learning_rate, at / (how.epochs * steps))
+                set_rate(optimizer, rate, at / (how.epochs * steps))
                 optimizer.zero_grad(set_to_none=True)
                 paths = [drawn_at(part.piece.block, how, at) for part in supernet.pieces]
                 for some, _ in parts:

@@ -144,7 +144,8 @@ def alone(path: Path, command: str) -> Iterator[None]:
     """While `path` is written, whoever else wants to is refused; `command` is who it can be."""
     from filelock import FileLock, Timeout
 
-    lock = FileLock(path.with_name(f".{path.name}.lock"), blocking=False)
+    whole = path.resolve()  # "." has no name
+    lock = FileLock(whole.with_name(f".{whole.name}.lock"), blocking=False)
     try:
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)

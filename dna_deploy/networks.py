@@ -75,7 +75,6 @@ def with_classes(module: Any, classes: int) -> "tuple[nn.Module, bool]":
 def _timm(name: str, weights: Path | None, advice: str, largest_bytes: int | None) -> Network:
     import timm
     import torch
-    from timm.data import resolve_model_data_config
 
     import dna_deploy.zoo  # noqa: F401  makes the published networks known to timm
 
@@ -90,7 +89,7 @@ def _timm(name: str, weights: Path | None, advice: str, largest_bytes: int | Non
             require_small(timm.create_model(name), name, largest_bytes)
     if weights == RANDOM:
         module, origin = timm.create_model(name), "random"
-    elif (state := read_weights(weights) if weights else packaged_weights(name)) is not None:
+    elif (state := _unwrapped(read_weights(weights)) if weights else packaged_weights(name)) is not None:
         heads = timm.get_pretrained_cfg_value(name, "classifier") or ()  # several where a network was distilled
         known = [state[f"{head}.weight"] for head in ([heads] if isinstance(heads, str) else heads) if f"{head}.weight" in state]
         module = timm.create_model(name, **({"num_classes": known[0].shape[0]} if known else {}))
@@ -98,12 +97,19 @@ def _timm(name: str, weights: Path | None, advice: str, largest_bytes: int | Non
         origin = weights.name if weights else "packaged"
     else:
         module, origin = _downloaded(name, advice), "timm"
+    preprocessing, image_size, framing = expected(name, module)
+    return Network(module.eval(), preprocessing, image_size, framing, origin, origin != "random")
+
+
+def expected(name: str, module: "nn.Module") -> tuple[Preprocessing, int, Framing]:
+    """What a model of timm's expects of its images: their colours, side and framing."""
+    from timm.data import resolve_model_data_config
+
     config = resolve_model_data_config(module)
     if config["crop_mode"] != "center":
         say(f"{name}: timm's crop mode for it is {config['crop_mode']}; here the shorter side is scaled and the centre cut out")
     framing = Framing(min(config["crop_pct"], 1.0), config["interpolation"])
-    preprocessing = Preprocessing(tuple(config["mean"]), tuple(config["std"]))
-    return Network(module.eval(), preprocessing, config["input_size"][-1], framing, origin, origin != "random")
+    return Preprocessing(tuple(config["mean"]), tuple(config["std"])), config["input_size"][-1], framing
 
 
 def _downloaded(name: str, advice: str) -> "nn.Module":
@@ -145,14 +151,20 @@ def _own(name: str, weights: Path | None, classes: int | None, largest_bytes: in
 
 
 def _made(file: Path, classes: int | None) -> "tuple[nn.Module, Any]":
-    """The network that MODEL is or makes, and the module that defines it."""
+    """The network that MODEL is or makes, in float32 and not compiled, and the module that defines it."""
     import copy
 
+    import torch
     from torch import nn
 
+    def plain(module: Any) -> Any:
+        inner = getattr(module, "_orig_mod", module)  # of torch.compile's wrapper
+        other = any(value.is_floating_point() and value.dtype != torch.float32 for value in inner.state_dict().values())
+        return inner.float() if other else inner
+
     defined = load(file, "MODEL")
-    if isinstance(defined.MODEL, nn.Module):
-        return copy.deepcopy(defined.MODEL), defined  # a module beside the file, which it comes from, is executed once only
+    if isinstance(defined.MODEL, nn.Module):  # a module beside the file, which it comes from, is executed once only
+        return plain(copy.deepcopy(defined.MODEL)), defined
     with blamed(file):
         taken = [part for part in inspect.signature(defined.MODEL).parameters.values() if part.kind in _NAMED]
     asks = [part for part in taken if "classes" in part.name] or [part for part in taken if part.default is part.empty]
@@ -162,7 +174,7 @@ def _made(file: Path, classes: int | None) -> "tuple[nn.Module, Any]":
         made = defined.MODEL(**{asks[0].name: classes}) if asks and classes is not None else defined.MODEL()
     if not isinstance(made, nn.Module):
         raise RequestError(f"{file}: MODEL() returned {type(made).__name__}; expected a torch.nn.Module")
-    return made, defined
+    return plain(made), defined
 
 
 def _stated(name: str, defined: Any) -> Preprocessing:
@@ -179,7 +191,7 @@ def _stated(name: str, defined: Any) -> Preprocessing:
 
 def _fill(module: "nn.Module", state: "dict[str, torch.Tensor]", weights: Path | str, name: str) -> None:
     try:
-        module.load_state_dict(state)
+        module.load_state_dict(state if state.keys() == module.state_dict().keys() else _unwrapped(state))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()[:160]
         raise RequestError(f"{weights}: not the weights of {name} ({reason})") from error
@@ -220,10 +232,18 @@ def read_weights(path: Path) -> "dict[str, torch.Tensor]":
     for wrapper in ("state_dict_ema", "state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
             found = found[wrapper]
-    if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+    named = isinstance(found, Mapping) and all(isinstance(name, str) for name in found)
+    if not named or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise RequestError(f"{path}: holds no state dict; expected tensors by name")
-    # torch.compile and DataParallel wrap the network in one of their own
-    return {name.replace("_orig_mod.", "").removeprefix("module."): value for name, value in found.items()}
+    return dict(found)
+
+
+def _unwrapped(state: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+    """By the names of the network itself: torch.compile and DataParallel wrap it in one of their own."""
+    state = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
+    if all(name.startswith("module.") for name in state):
+        return {name.removeprefix("module."): value for name, value in state.items()}
+    return state
 
 
 def from_lite(state: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":

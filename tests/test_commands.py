@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dna_deploy.files import alone
 from tests.conftest import TINY
 
 SEARCH = [
@@ -362,6 +363,17 @@ def test_two_profiles_of_one_table_at_once_are_refused(tmp_path):
     finally:
         running.send_signal(signal.SIGKILL)
         running.wait()
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [("search", ["--latency", "50ms", "--device", PIXEL1, *SEARCH]), ("train", ["dna_a", "--data", "digits", "--run", "try"])],
+)
+def test_two_commands_in_one_run_are_refused(tmp_path, command, flags):
+    with alone(tmp_path / "runs" / "try", "test"):
+        _, said = dna(command, *flags, cwd=tmp_path, expect=2)
+    assert said == f"error: runs/try: another dna-{command} is writing here; wait for it and run this again\n"
+    assert not (tmp_path / "runs" / "try").exists()
 
 
 def test_ctrl_c_is_one_line(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from dna_deploy.data import Preprocessing
@@ -150,6 +151,31 @@ def test_checkpoints_as_they_are_found_load(tmp_path, written):
     torch.save(written(state), tmp_path / "own.pth")
     found = opened("resnet18", tmp_path / "own.pth").module.state_dict()
     assert found.keys() == state.keys() and all(torch.equal(value, state[part]) for part, value in found.items())
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module.", "module._orig_mod."])
+def test_a_network_with_a_part_called_module_keeps_its_name(tmp_path, suffix, prefix):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nMEAN = STD = (0.5,) * 3\n"
+        "def MODEL():\n    net = nn.Sequential(nn.Flatten())\n"
+        "    net.add_module('module', nn.Linear(12, 4))\n    net.add_module('fc', nn.Linear(4, 2))\n    return net\n"
+    )
+    state = {f"{part}.{name}": torch.randn(shape) for part, name, shape in PARTS}
+    (save_file if suffix == ".safetensors" else torch.save)(
+        {f"{prefix}{name}": value for name, value in state.items()}, tmp_path / f"own{suffix}"
+    )
+    found = opened(tmp_path / "net.py", tmp_path / f"own{suffix}").module.state_dict()
+    assert found.keys() == state.keys() and all(torch.equal(value, state[name]) for name, value in found.items())
+
+
+PARTS = [("module", "weight", (4, 12)), ("module", "bias", (4,)), ("fc", "weight", (2, 4)), ("fc", "bias", (2,))]
+
+
+def test_tensors_without_names_are_no_weights(tmp_path):
+    torch.save({0: torch.zeros(1)}, tmp_path / "own.pth")
+    with pytest.raises(RequestError, match=r"own\.pth: holds no state dict; expected tensors by name"):
+        read_weights(tmp_path / "own.pth")
 
 
 OWN = """

@@ -27,6 +27,9 @@ def test_every_recipe_is_one(file):
 def test_a_smaller_batch_takes_smaller_steps():
     assert recipe("scratch").at(256).learning_rate == pytest.approx(0.016)  # RMSprop: in proportion
     assert Training(batch=16, learning_rate=1e-3).at(64).learning_rate == pytest.approx(1e-3 * math.sqrt(4))  # Adam: the root
+    for name in ("AdamW", "NAdam", "adopt", "lookahead_LAMB"):
+        assert Training(optimizer=name, batch=16, learning_rate=1e-3).at(64).learning_rate == pytest.approx(2e-3)
+    assert Training(optimizer="SGD", batch=16, learning_rate=1e-3).at(64).learning_rate == pytest.approx(4e-3)
     assert Training().at(None) == Training() == recipe("finish")
 
 

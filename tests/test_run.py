@@ -1,15 +1,17 @@
 """Run folders and ratings files: what is kept, found again, and refused."""
 
 import dataclasses
+import hashlib
 import json
 import os
 
 import pytest
 
 from dna_deploy.errors import RequestError, RunError
+from dna_deploy.files import write_json
 from dna_deploy.limits import Wanted
 from dna_deploy.ratings import Rating, load_ratings, save_ratings
-from dna_deploy.run import Asked, find_pick, open_run
+from dna_deploy.run import Asked, TeacherReport, find_pick, open_run
 
 ASKED = Asked(
     teacher="t",
@@ -55,6 +57,28 @@ def test_a_folder_written_another_way_is_the_same(workdir):
     same = {"data": "./some/where/cells/", "space": "./spaces/own.py"}
     assert open_run("r", dataclasses.replace(ASKED, **same)).asked == ASKED
     assert dataclasses.replace(ASKED, data="elpv").unlike(dataclasses.replace(ASKED, data="./elpv")) == ["data"]  # ours
+
+
+def test_a_teacher_whose_files_were_edited_is_refused(workdir):
+    for file in ("own.py", "own.pth"):
+        (workdir / file).write_text("as it was")
+    run = open_run("r", dataclasses.replace(ASKED, teacher="own.py", teacher_weights="own.pth"))
+    as_it_was = hashlib.sha256(b"as it was").hexdigest()
+    assert run.asked.teacher_files == {"own.py": as_it_was, "own.pth": as_it_was} and ASKED.teacher_files == {}
+    run.require_teacher()  # nothing was made of it yet
+    report = TeacherReport(0.5, ["a"], [0.5] * 3, [0.5] * 3, [], "", run.asked.teacher_files)
+    write_json(run.teacher_report, report)
+    run.require_teacher()
+    for file in ("own.py", "own.pth"):
+        (workdir / file).write_text("otherwise")
+        with pytest.raises(RunError, match=f"^{file}: was edited since runs/r was made with it; restore it, or .*--run NAME"):
+            run.require_teacher()
+        write_json(run.teacher_report, dataclasses.replace(report, sha256={}))  # as runs were kept before
+        run.require_teacher()
+        write_json(run.teacher_report, report)
+        (workdir / file).write_text("as it was")
+    (workdir / "own.pth").unlink()
+    run.require_teacher()  # the run holds the weights
 
 
 def test_a_run_keeps_the_precision_it_was_begun_in(workdir):

@@ -103,6 +103,31 @@ def test_why_a_teacher_is_fine_tuned_is_said(rated, monkeypatch, capsys, tmp_pat
     assert "its classes differ" not in said
 
 
+def test_a_fine_tuning_goes_on_only_with_the_teacher_it_was_begun_with(rated, monkeypatch, workdir):
+    own, (_, source, space) = Path("own.py"), rated
+    own.write_text(Path(OWN).read_text())
+    run, parts = open_run("r", replace(rated[0].asked, teacher="own.py", teacher_epochs=2)), split(source)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("dna_deploy.distill.Watch.add", interrupted)
+        search.prepare_teacher(run, source, parts, space)
+    assert not run.teacher_training.exists()  # no epoch was whole
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("dna_deploy.train.accuracy", interrupted)
+        search.prepare_teacher(run, source, parts, space)
+    own.write_text(Path(OWN).read_text() + "# edited")
+    with pytest.raises(RunError, match=r"teacher-training.safetensors: begun with sha256 of own\.py = "):
+        search.prepare_teacher(run, source, parts, space)
+    own.write_text(Path(OWN).read_text())
+    search.prepare_teacher(run, source, parts, space)
+    own.write_text(Path(OWN).read_text() + "# edited")
+    with pytest.raises(RunError, match=r"^own\.py: was edited since runs/r was made with it"):
+        search.prepare_teacher(run, source, parts, space)
+
+
 STAGES = [
     ("search.prepare_teacher", "before"),
     ("train.save_checkpoint", "after"),  # of an epoch
@@ -162,6 +187,9 @@ def test_another_training_of_the_network_is_kept_aside_and_taken_up_again(finish
         ({}, replace(HOW, augmentation="nope"), 0, 'augmentation = "nope"'),
         ({}, HOW, 3, "--measure-top 3: pixel1 cannot be measured"),
         ({"distill_batch": 64, "accumulate": 16}, Training(accumulate=16), 0, "16 images in 16 parts.* a larger --batch"),
+        # of 1,797 digits 1,146 are trained on
+        ({}, Training(batch=2048, mixup=0.2, accumulate=4), 0, "mixup pairs images: a batch of 1146 in 4 parts"),
+        ({"distill_batch": 2048, "accumulate": 600}, None, 0, "a batch of 1146 images in 600 parts.* larger --distill-batch"),
         ({"distill_batch": 4, "fair": True}, None, 0, r"4 images in \d+ parts.* a larger --distill-batch"),
     ],
 )

@@ -189,6 +189,16 @@ def test_distillation_learns_and_an_interrupted_one_ends_the_same(tiny, teacher,
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
 
 
+def test_a_batch_larger_than_the_data_takes_the_steps_of_one_of_all_images(tiny, teacher, images, tmp_path):
+    few, found = Images(images.source, images.indices[:16], 32), []
+    for batch, peak in ((64, 0.004), (16, 0.002)):
+        supernet = Supernet(tiny, teacher)
+        how = Distillation(epochs=2, batch=batch, learning_rate=peak)
+        distill(supernet, Lessons(teacher, few), how, tmp_path / f"{batch}.safetensors")
+        found.append(supernet.state_dict())
+    assert all(torch.equal(weight, found[1][name]) for name, weight in found[0].items())
+
+
 def test_a_training_begun_otherwise_is_not_gone_on_with(tiny, teacher, images, tmp_path):
     """ReLU for ReLU6 has the same weights: nothing but what the file says of its space tells the two apart."""
     changed = [

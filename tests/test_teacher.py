@@ -9,7 +9,7 @@ import dna_deploy.zoo  # noqa: F401  makes the published networks known to timm
 from dna_deploy.data import Preprocessing
 from dna_deploy.errors import RequestError, TeacherError
 from dna_deploy.plugins import find
-from dna_deploy.teacher import Teacher, create, cut, trunk
+from dna_deploy.teacher import Teacher, create, cut, require_scores, require_scores_while_training, trunk
 
 MOBILE = find("spaces", "mobile")
 
@@ -113,6 +113,59 @@ def test_a_teacher_without_a_signal_is_refused():
     torch.nn.init.constant_(model.layer3[0].bn2.bias, -1e9)  # all that follows is behind a ReLU that never opens
     with pytest.raises(TeacherError, match=r"behind layer3.0 are the same everywhere.*--cut"):
         teacher.require_signal(x)
+
+
+class Answers(nn.Module):
+    """Scores in evaluation, or with an auxiliary classifier's beside them while training, or always."""
+
+    def __init__(self, training=False, always=False):
+        super().__init__()
+        self.when, self.scores, self.norm = (training, always), nn.Linear(12, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        training, always = self.when
+        found = self.norm(self.scores(x.flatten(1)))
+        return (found, found) if always or (training and self.training) else found
+
+
+def test_a_network_that_answers_with_more_than_scores_is_refused():
+    with pytest.raises(TeacherError, match=r"answers with a tuple; expected class scores alone, \(1, 4\)"):
+        require_scores(Answers(always=True), 2, 4)
+    model = Answers(training=True).eval()
+    require_scores(model, 2, 4)
+    with pytest.raises(TeacherError, match="answers with a tuple while it is trained; expected class scores alone"):
+        require_scores_while_training(model, 2)
+    model, drawn = Answers().eval(), torch.get_rng_state()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    require_scores_while_training(model, 2)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items()) and not model.training
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
+OWN = """
+import torch
+from torch import nn
+MEAN = STD = (0.5,) * 3
+net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 4))
+"""
+
+
+@pytest.mark.parametrize("model", ["net.half()", "net.double()", "torch.compile(net)", "lambda: net.half()"])
+def test_a_teacher_in_another_precision_or_compiled_is_taken_as_its_module(tmp_path, model):
+    (tmp_path / "own.py").write_text(f"{OWN}MODEL = {model}\n")
+    made, _, _ = create(str(tmp_path / "own.py"), 4)
+    assert [name for name, _ in made.named_children()] == ["0", "1", "2", "3"]
+    assert made(torch.zeros(2, 3, 8, 8)).dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_teacher_nobody_can_look_into_is_refused(tmp_path):
+    for model in ("torch.jit.trace(net, torch.zeros(1, 3, 8, 8))", "nn.Sequential(torch.jit.script(net[:2]), *net[2:])"):
+        (tmp_path / "own.py").write_text(f"{OWN}MODEL = {model}\n")
+        with pytest.raises(
+            TeacherError, match=r"own\.py: holds a \w+, into which nobody can look; give the module it was made of"
+        ):
+            create(str(tmp_path / "own.py"), 4)
 
 
 def test_a_users_checkpoint_keeps_its_classes(tmp_path):

@@ -170,11 +170,40 @@ def test_a_recipe_that_cannot_be_followed_is_refused(parts, tmp_path, field, val
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore")  # of torch.compile, which kron asks for
+def test_an_optimizer_that_no_checkpoint_holds_is_refused(parts):
+    """kron keeps lists of tensors; others of every kind that timm has are none of those."""
+    with pytest.raises(RequestError, match='optimizer = "kron": keeps lists, which no checkpoint holds; expected another'):
+        require_recipe(Training(optimizer="kron"), parts[0], CPU)
+    drawn = torch.get_rng_state()
+    for name in ("sgd", "AdamW", "rmsproptf", "lamb", "lookahead_adamw", "adafactor", "muon"):
+        require_recipe(Training(optimizer=name), parts[0], CPU)
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
 def test_mixup_pairs_the_images_of_each_part(parts, tmp_path):
     how = Training(batch=18, accumulate=3, mixup=0.2, augmentation="crop", epochs=1)
     train(network(), Images(parts[0].source, parts[0].indices[:18], 16), HALF, how, tmp_path / "x.safetensors", "x")
     with pytest.raises(RequestError, match="a batch of 18 in 2 parts leaves some over"):
         train(network(), parts[0], HALF, dataclasses.replace(how, accumulate=2), tmp_path / "y.safetensors", "y")
+
+
+def test_a_batch_larger_than_the_data_takes_the_steps_of_one_of_all_images(parts, tmp_path):
+    few, found = Images(parts[0].source, parts[0].indices[:16], 16), []
+    for batch, rate in ((64, 0.002), (16, 0.001)):  # AdamW: half the root for a quarter of the batch
+        net = network()
+        train(net, few, HALF, Training(epochs=3, batch=batch, learning_rate=rate), tmp_path / f"{batch}.safetensors", "x")
+        found.append(net.state_dict())
+    assert all(torch.equal(weight, found[1][name]) for name, weight in found[0].items())
+
+
+def test_a_recipe_is_judged_by_the_batch_that_there_are_images_for(parts):
+    few = Images(parts[0].source, parts[0].indices[:33], 16)
+    with pytest.raises(RequestError, match="a batch of 33 in 1 parts leaves some over"):
+        require_recipe(Training(batch=64, mixup=0.2), few, CPU)
+    with pytest.raises(RequestError, match="a batch of 33 images in 17 parts: expected two images a part"):
+        require_recipe(Training(batch=64, accumulate=17), few, CPU)
+    require_recipe(Training(batch=32, mixup=0.2), few, CPU)
 
 
 def test_parts_of_a_batch_give_the_gradient_of_the_whole(parts, tmp_path):

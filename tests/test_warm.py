@@ -12,7 +12,7 @@ from dna_deploy.distill import noise_to_signal
 from dna_deploy.plugins import find
 from dna_deploy.supernet import Supernet
 from dna_deploy.teacher import Teacher, cut
-from dna_deploy.warm import _fitted, _weighted, warm_start
+from dna_deploy.warm import _fitted, _strongest, _weighted, warm_start
 
 HALF = Preprocessing((0.5,) * 3, (0.5,) * 3)
 SIZE = 64
@@ -105,6 +105,43 @@ def test_fewer_hidden_channels_are_those_with_the_largest_weights():
     assert torch.equal(named["conv_dw.weight"], teacher.conv_dw.weight[kept][:, :, 1:4, 1:4])
     assert torch.equal(named["conv_pwl.weight"], teacher.conv_pwl.weight[:, kept])
     assert torch.equal(named["bn3.weight"], teacher.bn3.weight)
+
+
+def computed(module, way):
+    """With the weight of every convolution computed from others."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            way(part)
+    return module
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda module: computed(module, nn.utils.parametrizations.spectral_norm),
+        lambda module: computed(module, nn.utils.parametrizations.weight_norm),
+        lambda module: setattr(module, "bn2", nn.BatchNorm2d(16, affine=False)) or module,
+        lambda module: setattr(module, "bn2", nn.BatchNorm2d(16, track_running_stats=False)) or module,
+    ],
+    ids=["spectral_norm", "weight_norm", "norm without weights", "norm without statistics"],
+)
+def test_layers_that_hold_other_tensors_are_left_alone(changed):
+    assert _fitted(_weighted(layer(8, 8, 3, 2)), _weighted(layer(8, 8, 3, 2)), {}, {}) is not None
+    assert _fitted(_weighted(layer(8, 8, 3, 2)), _weighted(changed(layer(8, 8, 3, 2))), {}, {}) is None
+
+
+def test_a_weight_that_is_computed_says_which_channels_count():
+    """Read by a convolution whose weight is twice what is kept: the channel of the largest weights is the strongest."""
+
+    class Twice(nn.Module):
+        def forward(self, weight):
+            return weight * 2
+
+    reader = nn.Conv2d(3, 4, 1)
+    with torch.no_grad():
+        reader.weight.copy_(torch.tensor([1.0, 3.0, 2.0]).view(1, 3, 1, 1).expand(4, 3, 1, 1))
+    nn.utils.parametrize.register_parametrization(reader, "weight", Twice())
+    assert _strongest([], reader, 2).tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(

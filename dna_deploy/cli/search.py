@@ -143,9 +143,10 @@ def main(
     """
     from dna_deploy.cli._found import picked_answer, reported, trained_answer
     from dna_deploy.errors import RequestError
+    from dna_deploy.files import alone
     from dna_deploy.limits import Wanted
     from dna_deploy.recipe import recipe
-    from dna_deploy.run import Asked
+    from dna_deploy.run import Asked, run_folder
     from dna_deploy.search import finish, join, search
     from dna_deploy.weigh import average, calibrate_run, other_run, replace_one_run
 
@@ -192,14 +193,15 @@ def main(
             calibrate_run(run, space, calibrate)
 
     rate = rate_on(address) if address else None
-    found = search(asked, name, wishes, measure_top, wanted, rate, weigh, how if trained else None)
-    if replace_one:
-        replace_one_run(found.pick.run, found.architecture, rating_images)
-    answer = picked_answer(found, confidence)
-    student = finish(found, found.budgets[0].predictor, how) if trained else None
-    if WORLD > 1:
-        dismiss()
-    return {**answer, **trained_answer(found, student), **reported(found.pick)}
+    with alone(run_folder(name, asked.data, asked.space, asked.image_size), "dna-search"):
+        found = search(asked, name, wishes, measure_top, wanted, rate, weigh, how if trained else None)
+        if replace_one:
+            replace_one_run(found.pick.run, found.architecture, rating_images)
+        answer = picked_answer(found, confidence)
+        student = finish(found, found.budgets[0].predictor, how) if trained else None
+        if WORLD > 1:
+            dismiss()
+        return {**answer, **trained_answer(found, student), **reported(found.pick)}
 
 
 def _table(device: str | None) -> Path:

@@ -1,11 +1,14 @@
 """dna-train: train a network by its name, from random weights and by a recipe."""
 
+import shlex
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
 import click
 
 from dna_deploy.cli._command import POSITIVE, command
+from dna_deploy.torchrun import RANK
 
 
 @command()
@@ -37,6 +40,7 @@ def main(
 
     Interrupt it, and the same command goes on. Exit codes: 0 trained, 2 the request is wrong, 3 the machine failed.
     """
+    from dna_deploy.files import alone
     from dna_deploy.named import train_named
     from dna_deploy.progress import say
     from dna_deploy.recipe import recipe
@@ -45,11 +49,14 @@ def main(
     usual = recipe(recipe_name).at(batch)
     how = replace(usual, epochs=epochs or usual.epochs, accumulate=max(accumulate, usual.accumulate), seed=seed)
     folder = run_folder(name, network, data, image_size)
-    done = train_named(network, data, data_root, image_size, folder, how, amp)
+    with alone(folder, "dna-train") if RANK == 0 else nullcontext():
+        done = train_named(network, data, data_root, image_size, folder, how, amp)
     if done is None:  # a process beside the first
         return {}
     say(f"{folder}: {done.test_accuracy:.2%} of {done.test_images} test images")
-    say(f"next: dna-export --model {network} --weights {folder / 'weights.safetensors'} --data {data}")
+    flags = ["--weights", str(folder / "weights.safetensors"), "--data", data, "--image-size", str(image_size)]
+    flags += ["--data-root", data_root] if data_root else []
+    say(f"next: dna-export --model {network} {shlex.join(flags)}")
     return {"folder": str(folder), **asdict(done)}
 
 
