@@ -171,11 +171,7 @@ def _solve(program: Program, cuts: Sequence[tuple[Sequence[int | None], int]], s
         integrality=np.ones(starts[-1]),
         bounds=Bounds(0, 1),
         constraints=constraints,
-        options={
-            "mip_rel_gap": 0.0,
-            "time_limit": seconds,
-            "presolve": False,
-        },  # HiGHS lost an optimum in presolve (a test has it)
+        options={"mip_rel_gap": 0.0, "time_limit": seconds, "presolve": False},  # presolve has lost an optimum: see the tests
     )
     if solved.status == INFEASIBLE:
         return None
