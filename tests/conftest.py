@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from dna_deploy.exporters._exporter import Contract
 from tests.phone import emulated
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks are tiny; handing work between threads costs more
 
 TINY = str(Path(__file__).with_name("tiny_space.py"))
+CONTRACT = Contract(32, (0.5, 0.4, 0.3), (0.5, 0.6, 0.7), tuple("abcdefghij"))
 WIDTHS = str(Path(__file__).with_name("widths_space.py"))
 
 
@@ -44,6 +46,67 @@ def folder(tmp_path):
         for number in range(10):
             Image.new("RGB", (12, 8), colour).save(tmp_path / "set" / name / f"{number}.png")
     return tmp_path / "set"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A bundle of an untrained network, with a verification of 12 images one of which it gets wrong."""
+    import random
+
+    import torch
+
+    from dna_deploy.arch import sample
+    from dna_deploy.bundle import write_bundle
+    from dna_deploy.exporters._exporter import Options
+    from dna_deploy.files import sha256, write_json
+    from dna_deploy.plugins import find
+    from dna_deploy.verify import Limits, Link, Verification, judge, save_logits
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("made") / "bundle"
+    network = sample(find("spaces", TINY).at(32, 10), random.Random(0)).module().eval()
+    exporter = find("exporters", "onnx")
+    model = folder / "model.onnx"
+    exporter.write(network, CONTRACT, model, Options())
+    x = torch.randn(12, 3, 32, 32).clamp(-0.5, 0.9).numpy()
+    logits = exporter.load(model)(x)
+    labels = logits.argmax(1)
+    labels[0] = (labels[0] + 1) % 10
+    save_logits(folder / "model.onnx.logits.npz", labels, {"torch": logits, "onnx": logits})
+    judged = judge(logits, logits + 1e-5 * logits.std(), labels, 8, Limits())
+    link = Link("onnx", "torch", "fp32", "model.onnx", None, [], Limits(), [judged])
+    write_json(folder / "model.onnx.verification.json", Verification("model.onnx", sha256(model), "12 images", [link], None))
+    licences = {"teacher": "Apache-2.0", "data": "CC BY 4.0"}
+    write_bundle(folder, "tiny", CONTRACT, [model], exporter, Options(), x, {"run": "runs/try"}, licences)
+    return folder
+
+
+@pytest.fixture
+def bundle(made, tmp_path):
+    import shutil
+
+    return shutil.copytree(made, tmp_path / "bundle")
+
+
+def changed(bundle, change):
+    """The manifest, rewritten by hand: what stands in it is not covered by a hash."""
+    import json
+
+    from dna_deploy.files import write_json
+
+    plain = json.loads((bundle / "manifest.json").read_text())
+    change(plain)
+    write_json(bundle / "manifest.json", plain)
+
+
+def asked(*flags):
+    """dna-export in this process: its exit code and what it said."""
+    from click.testing import CliRunner
+
+    from dna_deploy.cli.export import main
+
+    done = CliRunner().invoke(main, [*map(str, flags), "--json"])
+    return done.exit_code, done.output
 
 
 @pytest.fixture
