@@ -1,7 +1,7 @@
-"""bf16 in two forms: nodes in float32 between Casts that round, which run everywhere, and nodes typed bf16, for TensorRT.
+"""bf16 in two forms: nodes in float32 between Casts that round, which run everywhere, and nodes typed bf16.
 
-ONNX Runtime on a CPU has no bf16 convolution, nor has ONNX before opset 22; TensorRT takes one, and from the form with Casts
-it leaves some layers in fp32.
+ONNX Runtime on a CPU has no bf16 convolution, nor has ONNX before opset 22. TensorRT and OpenVINO take one; from the form with
+Casts TensorRT leaves some layers in fp32, and OpenVINO carries the Casts out.
 """
 
 from typing import TYPE_CHECKING
