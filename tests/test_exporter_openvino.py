@@ -1,4 +1,4 @@
-"""The OpenVINO exporter: a bf16 file is computed in bf16, or better, and its rounding has no side it prefers."""
+"""The OpenVINO exporter: a bf16 file is typed so, and its layers lose no more than bf16 has to."""
 
 import numpy as np
 import onnx
@@ -26,20 +26,22 @@ def chain():
     return nn.Sequential(*layers, nn.Flatten()).eval()
 
 
-def test_bf16_has_no_bias(chain, tmp_path):
+def test_bf16_is_as_near_as_torch_s_or_nearer_where_the_processor_has_none(chain, tmp_path):
     find("exporters", "onnx").write(chain, CONTRACT, tmp_path / "model.onnx", Options())
     lowered, kept = lower(onnx.load(tmp_path / "model.onnx"), "bf16", {})
     onnx.save(lowered, tmp_path / "model-bf16.onnx")
     exporter = find("exporters", "openvino")
     exporter.write(tmp_path / "model-bf16.onnx", CONTRACT, tmp_path / "model.xml", Options("bf16"))
     images = np.random.default_rng(0).uniform(1, 2, (8, 3, 32, 32)).astype(np.float32)
-    weights = [layer.weight.detach().to(torch.bfloat16).double().numpy()[:, 0] for layer in chain if isinstance(layer, nn.Conv2d)]
-    right = images.astype(np.float64)
-    for weight in weights:
-        right = right * weight
-    errors = exporter.load(tmp_path / "model.xml")(images).reshape(right.shape) / right - 1
-    assert not kept and np.abs(errors).max() < 0.05
-    assert np.abs(errors.mean((0, 2, 3))).max() < 0.004  # one bf16 step is .004 to .008; towards zero 40 layers lose several
+    right, rounded = torch.tensor(images).double(), torch.tensor(images).bfloat16()
+    for layer in chain:
+        if isinstance(layer, nn.Conv2d):
+            weight = layer.weight.detach()[:, 0].bfloat16()
+            right, rounded = right * weight.double(), rounded * weight
+    found = exporter.load(tmp_path / "model.xml")(images).reshape(right.shape)
+    assert not kept
+    # by OpenVINO's own Convert 9 % of the value was lost, in torch 3.5 %
+    assert np.abs(found / right.numpy() - 1).max() <= (rounded.double() / right - 1).abs().max() + 1e-6
 
 
 def test_bf16_is_the_type_of_every_layer_and_of_no_file_that_did_not_ask(chain, tmp_path):
